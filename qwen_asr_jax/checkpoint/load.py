@@ -1,0 +1,123 @@
+"""From a model directory to parameters on the device.
+
+Strict: unknown, missing, doubled and mis-shaped tensors are collected and reported together, by name, before anything is
+loaded. Then each tensor is read, cast and placed on its own, so that memory peaks little above the final weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from qwen_asr_jax.checkpoint import orbax_store
+from qwen_asr_jax.checkpoint.key_map import Entry, entries, ignored_names
+from qwen_asr_jax.checkpoint.safetensors_reader import TensorFiles
+from qwen_asr_jax.config import ModelConfig
+from qwen_asr_jax.errors import CheckpointError
+from qwen_asr_jax.models.functional import Definition, split
+from qwen_asr_jax.models.qwen3_asr import Qwen3ASR
+from qwen_asr_jax.ops.cast import FP16_LIMIT
+from qwen_asr_jax.policy import Policy
+from qwen_asr_jax.typing import Array, DType, Params
+
+_SHOWN = 6
+_ALIGNMENT = 64  # XLA's CPU backend takes over a buffer without copying when it starts on a cache line
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A loaded model.
+
+    Attributes:
+      config: geometry and ids.
+      audio, decoder: definitions of the two modules.
+      params: `{"audio_tower": ..., "decoder": ...}`, nested dicts of arrays on the default device.
+    """
+
+    config: ModelConfig
+    audio: Definition
+    decoder: Definition
+    params: Params
+
+
+def abstract_model(config: ModelConfig, policy: Policy) -> tuple[Definition, Definition, Params]:
+    """The two module definitions and the parameter tree as shapes."""
+    model = Qwen3ASR(config, policy=policy)
+    audio, audio_params = split(model.audio_tower)
+    decoder, decoder_params = split(model.decoder)
+    return audio, decoder, {"audio_tower": audio_params, "decoder": decoder_params}
+
+
+def load_checkpoint(model_dir: pathlib.Path, config: ModelConfig, policy: Policy) -> Checkpoint:
+    """Loads a directory in the original, the native or the orbax layout.
+
+    Args:
+      config: what `read_config` read from the directory.
+
+    Raises:
+      CheckpointError: anything is missing, unknown, mis-shaped or unreadable; the message lists what and says what to do.
+    """
+    audio, decoder, abstract = abstract_model(config, policy)
+    if orbax_store.is_orbax(model_dir):
+        params = orbax_store.restore(model_dir, abstract)
+    else:
+        files = TensorFiles(model_dir)
+        wanted = entries(abstract, config)
+        check_tensors(model_dir, files, wanted, ignored_names(config))
+        params = _load(files, wanted)
+    return Checkpoint(config=config, audio=audio, decoder=decoder, params=params)
+
+
+def check_tensors(model_dir: pathlib.Path, files: TensorFiles, wanted: list[Entry], ignored: frozenset[str]) -> None:
+    """Compares what the files hold with what the configuration needs.
+
+    Raises:
+      CheckpointError: they differ; every difference is counted and the first few are named.
+    """
+    problems = list(files.problems)
+    expected = {entry.name: entry for entry in wanted}
+    for name, entry in expected.items():
+        found = files.shapes.get(name)
+        if found is None:
+            if not files.problems:  # otherwise the missing shard explains it
+                problems.append(f"{name} is missing")
+        elif found != entry.stored_shape:
+            problems.append(f"{name} has shape {list(found)}, config.json makes it {list(entry.stored_shape)}")
+    problems += [f"{name} is unknown" for name in files.shapes if name not in expected and name not in ignored]
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise CheckpointError(
+            f"{model_dir}: weights do not fit config.json: {'; '.join(problems[:_SHOWN])}{more}"
+            " (both must come from one Qwen3-ASR model; download it again if they should)"
+        )
+
+
+def _load(files: TensorFiles, wanted: list[Entry]) -> Params:
+    by_name = {entry.name: entry for entry in wanted}
+    params: Params = {}
+    for name, tensor in files.read(list(by_name)):
+        entry = by_name[name]
+        node = params
+        for key in entry.path[:-1]:
+            node = node.setdefault(key, {})
+        node[entry.path[-1]] = _place(entry.to_parameter(tensor), entry.dtype)
+    return jax.block_until_ready(params)
+
+
+def cast_array(tensor: np.ndarray, dtype: DType) -> np.ndarray:
+    """The tensor in `dtype`, contiguous, in a buffer that XLA's CPU backend can take over as it is."""
+    if dtype == np.float16 and tensor.dtype != np.float16:
+        tensor = np.clip(tensor.astype(np.float32), -FP16_LIMIT, FP16_LIMIT)
+    size = tensor.size * dtype.itemsize
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    out = buffer[start : start + size].view(dtype).reshape(tensor.shape)
+    np.copyto(out, tensor, casting="same_kind")
+    return out
+
+
+def _place(tensor: np.ndarray, dtype: DType) -> Array:
+    return jax.device_put(cast_array(tensor, dtype), may_alias=True)

@@ -1,0 +1,100 @@
+"""What all scripts share: model flags, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from qwen_asr_jax.errors import QwenASRError, UsageError
+from qwen_asr_jax.policy import PRESETS
+
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def define_model_flags() -> None:
+    """Defines the flags that choose a model and how it runs."""
+    flags.DEFINE_string("model_dir", None, "Model directory, or a Hub id such as Qwen/Qwen3-ASR-0.6B.", short_name="d")
+    flags.DEFINE_enum("policy", None, list(PRESETS), "Dtype policy; bf16 unless --config is given.")
+    config_flags.DEFINE_config_file(
+        "config", None, "Run config, e.g. configs/bf16.py; single fields are set with --config.policy.cache_dtype=float32."
+    )
+    flags.DEFINE_enum("backend", "auto", ["auto", "cpu", "gpu"], "Where to run; auto takes a GPU if JAX sees one.")
+    flags.DEFINE_integer("threads", 0, "CPU threads; 0 for the physical cores.", lower_bound=0, short_name="t")
+    flags.DEFINE_bool("verbose", False, "Print load, compile and stage times to stderr.")
+
+
+def load_from_flags() -> Any:
+    """The model that the flags ask for (a `QwenASR`).
+
+    Raises:
+      UsageError: flags contradict each other, or `--model_dir` is missing.
+      QwenASRError: see `load_model`.
+    """
+    values = flags.FLAGS
+    if not values.model_dir:
+        raise UsageError(
+            "--model_dir is missing; get a model with: hf download Qwen/Qwen3-ASR-0.6B --local-dir Qwen3-ASR-0.6B"
+        )
+    from qwen_asr_jax.pipelines.load import load_model
+    from qwen_asr_jax.pipelines.run_config import from_run_config
+
+    if values.config is None:
+        return load_model(values.model_dir, values.policy or "bf16", backend=values.backend, threads=values.threads)
+    if values.policy is not None:
+        raise UsageError("--policy and --config exclude each other: a config holds a policy")
+    policy, options = from_run_config(values.config)
+    return load_model(values.model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+
+
+def warn(message: str) -> None:
+    """One line on stderr, behind the script's name."""
+    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[Sequence[str]], int]) -> None:
+    """Parses the flags, calls `main(positional arguments)` and exits with what it returns.
+
+    Wrong flags and `UsageError` exit with 2, any other `QwenASRError` with 1, an interrupt with 130; each with one line.
+    """
+
+    def parse(argv: Sequence[str]) -> Sequence[str]:
+        try:
+            rest: Sequence[str] = flags.FLAGS(list(argv))
+            flags.FLAGS.config if "config" in flags.FLAGS else None  # noqa: B018 - an absent file shows on first use only
+            return rest
+        except flags.Error as e:
+            reason = str(e).splitlines()[0]
+        except (AttributeError, KeyError) as e:  # ml_collections raises plain Python errors for what is in a config
+            field = str(e.args[0]).splitlines()[0].strip("'\"")
+            reason = f"--config has no field {field}" if isinstance(e, KeyError) else field
+        except (OSError, TypeError, ValueError) as e:
+            reason = " ".join(line.strip() for line in str(e).splitlines()[:4])
+        warn(f"{reason} (see --help)")
+        sys.exit(EXIT_USAGE)
+
+    def call(argv: Sequence[str]) -> int:
+        try:
+            return main(argv[1:])
+        except UsageError as e:
+            warn(f"{e}")
+            return EXIT_USAGE
+        except QwenASRError as e:
+            warn(f"{e}")
+            return EXIT_FAILED
+        except KeyboardInterrupt:
+            warn("interrupted")
+            sys.stdout.flush()
+            os._exit(EXIT_INTERRUPTED)  # device work may still be running, and nothing is left to save
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_FAILED
+
+    logging.set_verbosity(logging.WARNING)  # orbax and JAX say a lot at the level below
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app.run(call, flags_parser=parse)

@@ -1,0 +1,77 @@
+"""Counts what XLA compiles, from JAX's own monitoring events."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
+_STAGES = {
+    "/jax/core/compile/jaxpr_trace_duration": "trace_s",
+    "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower_s",
+}
+
+
+@dataclasses.dataclass
+class Compilations:
+    """What has been compiled since it was made (or since `clear`).
+
+    Attributes:
+      programs: `(name, seconds, from_cache)` of each, in order.
+      trace_s: seconds spent tracing Python into programs; nested functions are counted in their callers too.
+      lower_s: seconds spent lowering them.
+    """
+
+    programs: list[tuple[str, float, bool]] = dataclasses.field(default_factory=list)
+    trace_s: float = 0.0
+    lower_s: float = 0.0
+
+    @property
+    def count(self) -> int:
+        """Programs made ready, compiled or read from the persistent cache."""
+        return len(self.programs)
+
+    @property
+    def cached(self) -> int:
+        """How many of them came from the persistent cache."""
+        return sum(cached for _, _, cached in self.programs)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of compiling and of reading the cache."""
+        return sum(seconds for _, seconds, _ in self.programs)
+
+    def clear(self) -> None:
+        """Forgets everything so far."""
+        self.programs.clear()
+        self.trace_s = self.lower_s = 0.0
+
+
+_log: Compilations | None = None
+
+
+def compilations() -> Compilations:
+    """The process's log; listening starts with the first call."""
+    global _log
+    if _log is None:
+        _log = log = Compilations()
+        hit = False
+
+        def on_event(event: str, **_: Any) -> None:
+            nonlocal hit
+            hit = hit or event == _CACHE_HIT
+
+        def on_duration(event: str, seconds: float, **details: Any) -> None:
+            nonlocal hit
+            if event == _COMPILED:
+                log.programs.append((str(details.get("fun_name", "?")), seconds, hit))
+                hit = False
+            elif event in _STAGES:
+                setattr(log, _STAGES[event], getattr(log, _STAGES[event]) + seconds)
+
+        jax.monitoring.register_event_listener(on_event)
+        jax.monitoring.register_event_duration_secs_listener(on_duration)
+    return _log

@@ -1,0 +1,68 @@
+"""Writing results so that an interruption leaves nothing half-written behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from qwen_asr_jax.errors import OutputError
+
+
+@contextlib.contextmanager
+def new_directory(out_dir: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary directory that becomes `out_dir` when the block ends well, and vanishes when it does not.
+
+    Raises:
+      OutputError: `out_dir` exists and is not empty, or its parent cannot be written.
+    """
+    out_dir = out_dir.expanduser().absolute()
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise OutputError(f"{out_dir}: exists already; remove it or choose another --out")
+    try:
+        out_dir.parent.mkdir(parents=True, exist_ok=True)
+        partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
+        partial.chmod(0o755)
+    except OSError as e:
+        raise OutputError(f"{out_dir}: cannot be written ({e.strerror})") from None
+    try:
+        yield partial
+        if out_dir.exists():
+            out_dir.rmdir()
+        partial.rename(out_dir)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def writable_directory(path: pathlib.Path) -> pathlib.Path:
+    """Creates the directory if need be and makes sure that files can be written into it.
+
+    Raises:
+      OutputError: it cannot be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as e:
+        raise OutputError(f"{path}: results cannot be written there ({e.strerror}); choose another directory") from None
+    return path
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes the file in one step: readers see the old content or the new, never a part.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as e:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({e.strerror})") from None

@@ -1,0 +1,66 @@
+"""The encoder's convolutional front: 100 mel frames to 13 tokens, chunk by chunk."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen_asr_jax.config import AudioConfig
+from qwen_asr_jax.nn.layers import Linear
+from qwen_asr_jax.nn.parameters import parameter
+from qwen_asr_jax.ops.activations import gelu
+from qwen_asr_jax.ops.cast import narrow
+from qwen_asr_jax.ops.conv import conv_stride2
+from qwen_asr_jax.policy import Policy
+from qwen_asr_jax.typing import Array
+
+_MAX_CHUNKS_AT_ONCE = 64
+"""The first convolution's output is 6 MB per chunk in float32; more chunks than this go through in groups."""
+
+
+class Conv2d(nnx.Module):
+    """One strided 3 x 3 convolution; the weight is `[3 (time), 3 (freq), c_in, c_out]`."""
+
+    def __init__(self, c_in: int, c_out: int, *, policy: Policy, rngs: nnx.Rngs | None = None):
+        self.weight = parameter((3, 3, c_in, c_out), policy.param, rngs, fan_in=9 * c_in)
+        self.bias = parameter((c_out,), policy.accum, rngs)
+        self.policy = policy
+
+    def __call__(self, x: Array) -> Array:
+        """`[n, time, freq, c_in]` to `[n, ceil(time / 2), ceil(freq / 2), c_out]` in the accumulation dtype."""
+        return conv_stride2(
+            narrow(x, self.policy.compute), self.weight[...], self.bias[...], accum_dtype=self.policy.accum
+        )
+
+
+class ConvStem(nnx.Module):
+    """Three convolutions with GELU, then one linear layer over (channel, frequency)."""
+
+    def __init__(self, config: AudioConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
+        channels = config.conv_channels
+        self.conv2d1 = Conv2d(1, channels, policy=policy, rngs=rngs)
+        self.conv2d2 = Conv2d(channels, channels, policy=policy, rngs=rngs)
+        self.conv2d3 = Conv2d(channels, channels, policy=policy, rngs=rngs)
+        self.conv_out = Linear(
+            channels * config.conv_freq_bins, config.embed_dim, bias=False, policy=policy, rngs=rngs
+        )
+
+    def __call__(self, chunks: Array) -> Array:
+        """`[n, chunk_frames, M]` float32 to `[n, chunk_tokens, D]`; every chunk for itself, with zeros at its edges."""
+        n = chunks.shape[0]
+        if n <= _MAX_CHUNKS_AT_ONCE:
+            return self._convolve(chunks)
+        groups = -(-n // _MAX_CHUNKS_AT_ONCE)
+        size = -(-n // groups)
+        padded = jnp.pad(chunks, ((0, groups * size - n), (0, 0), (0, 0)))
+        out = jax.lax.map(self._convolve, padded.reshape(groups, size, *chunks.shape[1:]))
+        return out.reshape(groups * size, *out.shape[2:])[:n]
+
+    def _convolve(self, chunks: Array) -> Array:
+        x = chunks[..., None]
+        for conv in (self.conv2d1, self.conv2d2, self.conv2d3):
+            x = gelu(conv(x))
+        # The checkpoint's linear layer counts features channel by channel, frequency inside.
+        x = jnp.swapaxes(x, 2, 3)
+        return self.conv_out(x.reshape(*x.shape[:2], -1))

@@ -1,0 +1,96 @@
+"""One layer of the Qwen3 decoder: causal grouped-query attention over the cache, then a gated MLP, both pre-norm."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen_asr_jax.config import TextConfig
+from qwen_asr_jax.nn.layers import Linear, RMSNorm
+from qwen_asr_jax.ops import kv_cache
+from qwen_asr_jax.ops.activations import swiglu
+from qwen_asr_jax.ops.attention import attend
+from qwen_asr_jax.ops.cast import narrow
+from qwen_asr_jax.ops.rope import apply_rope
+from qwen_asr_jax.policy import Policy
+from qwen_asr_jax.typing import Array
+
+
+class CausalAttention(nnx.Module):
+    """Grouped-query attention with RMS-normed queries and keys and rotary positions, reading and writing one cache."""
+
+    def __init__(self, config: TextConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
+        q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = Linear(config.embed_dim, q_dim, bias=False, policy=policy, rngs=rngs)
+        self.k_proj = Linear(config.embed_dim, kv_dim, bias=False, policy=policy, rngs=rngs)
+        self.v_proj = Linear(config.embed_dim, kv_dim, bias=False, policy=policy, rngs=rngs)
+        self.o_proj = Linear(q_dim, config.embed_dim, bias=False, policy=policy, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps, policy=policy, rngs=rngs)
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps, policy=policy, rngs=rngs)
+        self.head_dim = config.head_dim
+        self.policy = policy
+
+    def __call__(
+        self, x: Array, rope: tuple[Array, Array], k_cache: Array, v_cache: Array, start: Array, mask: Array
+    ) -> tuple[Array, Array, Array]:
+        """Attends from T new tokens; see `DecoderLayer`."""
+        batch, time, _ = x.shape
+
+        def heads(y: Array) -> Array:
+            return y.reshape(batch, time, -1, self.head_dim)
+
+        q = apply_rope(self.q_norm(heads(self.q_proj(x))), *rope)
+        k = apply_rope(self.k_norm(heads(self.k_proj(x))), *rope)
+        v = heads(self.v_proj(x))
+        k = jnp.swapaxes(narrow(k, self.policy.cache), 1, 2)
+        v = jnp.swapaxes(narrow(v, self.policy.cache), 1, 2)
+        # Write first, then read the updated cache only: the order that lets XLA update the donated buffer in place.
+        k_cache = kv_cache.write(k_cache, k, start)
+        v_cache = kv_cache.write(v_cache, v, start)
+        over_cache = mask.shape[-1] == k_cache.shape[2]
+        keys, values = (k_cache, v_cache) if over_cache else (k, v)
+        out = attend(q, keys, values, mask, accum_dtype=self.policy.accum)
+        return self.o_proj(out.reshape(batch, time, -1)), k_cache, v_cache
+
+
+class GatedMLP(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: TextConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
+        self.gate_proj = Linear(config.embed_dim, config.mlp_dim, bias=False, policy=policy, rngs=rngs)
+        self.up_proj = Linear(config.embed_dim, config.mlp_dim, bias=False, policy=policy, rngs=rngs)
+        self.down_proj = Linear(config.mlp_dim, config.embed_dim, bias=False, policy=policy, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        """`[B, T, D]` to `[B, T, D]`."""
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+
+
+class DecoderLayer(nnx.Module):
+    """Pre-norm attention and MLP with residuals."""
+
+    def __init__(self, config: TextConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
+        self.input_layernorm = RMSNorm(config.embed_dim, config.norm_eps, policy=policy, rngs=rngs)
+        self.self_attn = CausalAttention(config, policy=policy, rngs=rngs)
+        self.post_attention_layernorm = RMSNorm(config.embed_dim, config.norm_eps, policy=policy, rngs=rngs)
+        self.mlp = GatedMLP(config, policy=policy, rngs=rngs)
+
+    def __call__(
+        self, x: Array, rope: tuple[Array, Array], k_cache: Array, v_cache: Array, start: Array, mask: Array
+    ) -> tuple[Array, Array, Array]:
+        """Runs T new tokens through the layer and appends their keys and values to its cache.
+
+        Args:
+          x: `[B, T, D]` in the accumulation dtype.
+          rope: cosines and sines of the tokens' positions, each `[B, T, H / 2]` float32.
+          k_cache, v_cache: `[B, K, S, H]` in the cache dtype.
+          start: `[B]` int32, the slot of each row's first new token.
+          mask: `[B or 1, T, S]` bool over the cache, or `[B or 1, T, T]` over the new tokens alone (when nothing came before
+            them, which saves reading the cache).
+
+        Returns:
+          `(x, k_cache, v_cache)`, shapes and dtypes as given.
+        """
+        attended, k_cache, v_cache = self.self_attn(self.input_layernorm(x), rope, k_cache, v_cache, start, mask)
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x)), k_cache, v_cache

@@ -1,0 +1,66 @@
+"""One layer of the audio encoder: bidirectional attention inside windows, then an MLP, both pre-norm."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen_asr_jax.config import AudioConfig
+from qwen_asr_jax.nn.layers import LayerNorm, Linear
+from qwen_asr_jax.ops.activations import gelu
+from qwen_asr_jax.ops.attention import attend
+from qwen_asr_jax.ops.cast import FP16_LIMIT, narrow
+from qwen_asr_jax.policy import Policy
+from qwen_asr_jax.typing import Array
+
+
+class WindowedAttention(nnx.Module):
+    """Full attention within windows of consecutive tokens, none across."""
+
+    def __init__(self, config: AudioConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
+        dim = config.embed_dim
+        self.q_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
+        self.k_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
+        self.v_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
+        self.out_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
+        self.num_heads = config.num_heads
+        self.policy = policy
+
+    def __call__(self, x: Array, window_mask: Array) -> Array:
+        """`[B, T, D]` to `[B, T, D]`.
+
+        Args:
+          window_mask: `[B, W, S]` bool, valid tokens by window; `W * S >= T`, and the tokens past T are padding.
+        """
+        batch, time, dim = x.shape
+        _, windows, size = window_mask.shape
+
+        def by_window(y: Array) -> Array:
+            """`[B, T, D]` to `[B * W, S, N, H]` in the compute dtype."""
+            y = jnp.pad(narrow(y, self.policy.compute), ((0, 0), (0, windows * size - time), (0, 0)))
+            return y.reshape(batch * windows, size, self.num_heads, -1)
+
+        q = by_window(self.q_proj(x))
+        k = jnp.swapaxes(by_window(self.k_proj(x)), 1, 2)
+        v = jnp.swapaxes(by_window(self.v_proj(x)), 1, 2)
+        mask = window_mask.reshape(batch * windows, 1, size)
+        out = attend(q, k, v, mask, accum_dtype=self.policy.accum)
+        return self.out_proj(out.reshape(batch, windows * size, dim)[:, :time])
+
+
+class EncoderLayer(nnx.Module):
+    """Pre-norm attention and MLP with residuals; under fp16 the output is clamped as in the reference."""
+
+    def __init__(self, config: AudioConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
+        self.self_attn_layer_norm = LayerNorm(config.embed_dim, policy=policy, rngs=rngs)
+        self.self_attn = WindowedAttention(config, policy=policy, rngs=rngs)
+        self.final_layer_norm = LayerNorm(config.embed_dim, policy=policy, rngs=rngs)
+        self.fc1 = Linear(config.embed_dim, config.mlp_dim, bias=True, policy=policy, rngs=rngs)
+        self.fc2 = Linear(config.mlp_dim, config.embed_dim, bias=True, policy=policy, rngs=rngs)
+        self.clamps = policy.compute_dtype == "float16"
+
+    def __call__(self, x: Array, window_mask: Array) -> Array:
+        """`[B, T, D]` in the accumulation dtype to the same; `window_mask` as in `WindowedAttention`."""
+        x = x + self.self_attn(self.self_attn_layer_norm(x), window_mask)
+        x = x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
+        return jnp.clip(x, -FP16_LIMIT, FP16_LIMIT) if self.clamps else x

@@ -1,0 +1,43 @@
+"""The one dispatch point for matrix products with stored weights.
+
+`linear(x, weight)` picks the best implementation for the platform, the dtypes and the number of rows; a named
+implementation runs or raises `NotImplementedError` saying why it cannot. `xla` is the reference that every other one is
+tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from qwen_asr_jax.ops.linear import xla
+from qwen_asr_jax.typing import Array, DType
+
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"xla": xla.linear}
+
+
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, *, accum_dtype: DType, implementation: str | None = None
+) -> Array:
+    """`x @ weight.T + bias`.
+
+    Args:
+      x: `[..., D]` in the compute dtype.
+      weight: `[F, D]`, the checkpoint's layout; its dtype is that of `x` or a narrower one.
+      bias: `[F]` in `accum_dtype`, or None.
+      accum_dtype: dtype of the sums and of the result.
+      implementation: a name, or None for the best one available.
+
+    Returns:
+      `[..., F]` in `accum_dtype`.
+
+    Raises:
+      NotImplementedError: there is no implementation of that name here.
+    """
+    name = implementation or "xla"
+    if name not in _IMPLEMENTATIONS:
+        raise NotImplementedError(f"linear: no implementation {name!r}; there are {', '.join(_IMPLEMENTATIONS)}")
+    out = _IMPLEMENTATIONS[name](x, weight, accum_dtype=accum_dtype)
+    return out if bias is None else out + bias
+
+
+__all__ = ["linear"]

@@ -1,0 +1,56 @@
+"""Matrix products in plain XLA, arranged so that no backend falls into a slow path.
+
+On the GPU a `dot_general` is right as it is. On the CPU XLA turns a half-precision weight matrix into a float32 copy
+before a one-row product, at 3 GB/s where the memory gives 30. Two arrangements avoid that copy
+(docs/decisions/linear-on-cpu.md has the measurements):
+
+- bfloat16: a second row of zeros makes it a matrix-matrix product, which runs on bfloat16 operands as they are;
+- float16, and weights narrower than `x`: blocks of rows are converted one at a time, small enough to stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from qwen_asr_jax.typing import Array, DType
+
+_BLOCK_BYTES = 2 << 20
+"""Float32 size of one converted block: fits the second-level cache, and large enough that the loop costs nothing."""
+
+
+def linear(x: Array, weight: Array, *, accum_dtype: DType) -> Array:
+    """See `qwen_asr_jax.ops.linear.linear`."""
+    leading, rows = x.shape[:-1], math.prod(x.shape[:-1])
+    x = x.reshape(rows, x.shape[-1])
+    if jax.default_backend() != "cpu" or weight.dtype == np.float32:
+        out = _dot(x, weight.astype(x.dtype), accum_dtype)
+    elif weight.dtype == x.dtype == jnp.bfloat16:
+        out = _dot(jnp.pad(x, ((0, max(0, 2 - rows)), (0, 0))), weight, accum_dtype)[:rows]
+    else:
+        out = _dot_by_blocks(x.astype(jnp.float32), weight, accum_dtype)
+    return out.reshape(*leading, weight.shape[0])
+
+
+def _dot(x: Array, weight: Array, accum_dtype: DType) -> Array:
+    # Without HIGHEST, float32 products run in TF32 on recent GPUs, which is not what a float32 policy promises.
+    precision = lax.Precision.HIGHEST if x.dtype == np.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(x, weight, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=accum_dtype)
+
+
+def _dot_by_blocks(x: Array, weight: Array, accum_dtype: DType) -> Array:
+    """`x @ weight.T`, converting `_BLOCK_BYTES` of the weights to float32 at a time."""
+    features, width = weight.shape
+    block = max(1, min(-(-features // 2), _BLOCK_BYTES // (4 * width)))
+
+    def step(i: Array, out: Array) -> Array:
+        # The last block is moved back to end with the matrix; what it overlaps is computed twice, to the same values.
+        start = jnp.minimum(i * block, features - block)
+        rows = lax.dynamic_slice_in_dim(weight, start, block).astype(jnp.float32)
+        return lax.dynamic_update_slice_in_dim(out, _dot(x, rows, accum_dtype), start, axis=1)
+
+    return lax.fori_loop(0, -(-features // block), step, jnp.zeros((x.shape[0], features), accum_dtype))

@@ -1,0 +1,1 @@
+"""Whole tasks: audio inputs in, results out."""

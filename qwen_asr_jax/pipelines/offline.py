@@ -1,0 +1,308 @@
+"""Complete transcription of audio inputs, one by one or in batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeAlias, overload
+
+import jax
+import numpy as np
+
+from qwen_asr_jax.audio.frames import SAMPLE_RATE, num_audio_tokens, num_frames
+from qwen_asr_jax.audio.read import AudioInput, Waveform, read_audio
+from qwen_asr_jax.engine.engine import Engine
+from qwen_asr_jax.engine.verbs import NO_TOKEN
+from qwen_asr_jax.errors import AudioTooLongError, QwenASRError, UsageError
+from qwen_asr_jax.pipelines.result import Timings, Transcription
+from qwen_asr_jax.text.languages import resolve_language
+from qwen_asr_jax.text.parse import parse_output, transcript_so_far
+from qwen_asr_jax.text.prompt import Prompt, build_prompt
+from qwen_asr_jax.text.tokenizer import Tokenizer
+
+STREAM_STEPS = 4
+"""Tokens per device call while text streams out; without a listener whole chunks run."""
+
+_LOOKAHEAD_BATCHES = 4
+_TOKENS_PER_SECOND = 4.0  # rough speech rate, for progress estimates only
+
+
+def default_max_new_tokens(seconds: float) -> int:
+    """Token budget for a clip: `min(4096, 64 + 16 * seconds)`, several times what fast speech needs."""
+    return min(4096, 64 + 16 * math.ceil(seconds))
+
+Source: TypeAlias = AudioInput | Waveform | Callable[[], Waveform]
+"""What can be transcribed: an `AudioInput`, a clip that has been read, or a function that reads one when its turn comes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One clip, ready to run."""
+
+    waveform: Waveform
+    load_ms: float
+    prompt: Prompt
+    budget: int
+
+
+class QwenASR:
+    """A loaded transcription model; made by `load_model`.
+
+    Attributes:
+      name: the model directory's name.
+      engine: the compiled verbs and the weights.
+      tokenizer: text to ids and back.
+      load_s: seconds that loading took.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, load_s: float):
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.name = name
+        self.load_s = load_s
+
+    @overload
+    def transcribe(
+        self, audio: list[Source], language: str | None = ..., context: str = ..., **options: object
+    ) -> list[Transcription]: ...
+
+    @overload
+    def transcribe(
+        self, audio: Source, language: str | None = ..., context: str = ..., **options: object
+    ) -> Transcription: ...
+
+    def transcribe(  # type: ignore[misc]
+        self,
+        audio: Source | list[Source],
+        language: str | None = None,
+        context: str = "",
+        *,
+        max_new_tokens: int = 0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Transcription | list[Transcription]:
+        """Transcribes one input, or a list of them as one batch.
+
+        Args:
+          audio: a path, an encoded file as bytes or binary file object, a 16 kHz float array, `(array, sample_rate)`, or a
+            list of these.
+          language: force this language (a name or code); None lets the model detect it.
+          context: free text that biases recognition: names, terms, a topic.
+          max_new_tokens: token budget; 0 scales it with the audio's length.
+          on_text: called with each new piece of text as it is decoded; one input only.
+
+        Returns:
+          The result, or a list of results in the order of the inputs.
+
+        Raises:
+          AudioError, UsageError: an input or argument cannot be used; in a list, the first one that cannot.
+        """
+        if isinstance(audio, list):
+            if on_text is not None:
+                raise UsageError("on_text works for one input at a time, not for a list")
+            found = self.transcribe_iter(
+                audio,
+                language=language,
+                context=context,
+                max_new_tokens=max_new_tokens,
+                batch_size=max(1, len(audio)),
+            )
+            results = []
+            for result in found:
+                if isinstance(result, QwenASRError):
+                    raise result
+                results.append(result)
+            return results
+        language = self._language(language)
+        job = self._job(audio, language, context, max_new_tokens)
+        result = self._run([job], language, on_text=on_text)[0]
+        if isinstance(result, QwenASRError):
+            raise result
+        return result
+
+    def transcribe_iter(
+        self,
+        inputs: Iterable[Source],
+        *,
+        language: str | None = None,
+        context: str = "",
+        max_new_tokens: int = 0,
+        batch_size: int = 1,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> Iterator[Transcription | QwenASRError]:
+        """Transcribes many inputs; yields results in order, and the error in the place of each input that fails.
+
+        With a batch size above 1, clips are read a few batches ahead and sorted by length, so that a batch holds similar ones.
+
+        Args:
+          batch_size: clips to run at once.
+          on_progress: called with seconds of audio done so far; within a batch this is an estimate.
+
+        Raises:
+          UsageError: an argument cannot be used (before the first input is read).
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        language = self._language(language)
+        done_s = 0.0
+        for group in _grouped(inputs, 1 if batch_size == 1 else batch_size * _LOOKAHEAD_BATCHES):
+            results: dict[int, Transcription | QwenASRError] = {}
+            jobs: dict[int, _Job] = {}
+            for i, audio in enumerate(group):
+                try:
+                    jobs[i] = self._job(audio, language, context, max_new_tokens)
+                except QwenASRError as e:
+                    results[i] = e
+            by_length = sorted(jobs, key=lambda i: len(jobs[i].waveform.samples))
+            for at in range(0, len(by_length), batch_size):
+                batch = by_length[at : at + batch_size]
+                seconds = sum(jobs[i].waveform.duration_s for i in batch)
+
+                def report(share: float, base: float = done_s, seconds: float = seconds) -> None:
+                    if on_progress is not None:
+                        on_progress(base + share * seconds)
+
+                results.update(zip(batch, self._run([jobs[i] for i in batch], language, on_share=report), strict=True))
+                done_s += seconds
+                report(1.0)
+            yield from (results[i] for i in range(len(group)))
+
+    def _language(self, language: str | None) -> str | None:
+        return resolve_language(language, self.engine.config.languages)
+
+    def _job(self, audio: Source, language: str | None, context: str, max_new_tokens: int) -> _Job:
+        """Reads one input and fits it into the model's positions."""
+        if max_new_tokens < 0:
+            raise UsageError(f"max_new_tokens must be 0 (automatic) or more, got {max_new_tokens}")
+        start = time.perf_counter()
+        if isinstance(audio, Waveform):
+            waveform = audio
+        else:
+            waveform = audio() if callable(audio) else read_audio(audio)
+        load_ms = (time.perf_counter() - start) * 1e3
+        prompt = build_prompt(
+            self.tokenizer, self.engine.num_audio_tokens(len(waveform.samples)), context=context, language=language
+        )
+        budget = max_new_tokens or default_max_new_tokens(waveform.duration_s)
+        self._check_fits(waveform, prompt, budget, scaled=max_new_tokens == 0)
+        return _Job(waveform, load_ms, prompt, budget)
+
+    def _check_fits(self, waveform: Waveform, prompt: Prompt, budget: int, scaled: bool) -> None:
+        positions = self.engine.config.text.max_positions
+        if len(prompt.ids) + budget <= positions:
+            return
+        text_tokens = len(prompt.ids) - prompt.num_audio_tokens
+
+        def fits(seconds: int) -> bool:
+            tokens = num_audio_tokens(num_frames(seconds * SAMPLE_RATE), self.engine.config.audio)
+            return text_tokens + tokens + (default_max_new_tokens(seconds) if scaled else budget) <= positions
+
+        longest = 0
+        for step in (1 << k for k in range(17, -1, -1)):
+            longest += step * fits(longest + step)
+        remedy = f"one pass can hold {longest} s, split the audio" if longest else "shorten the context or the token budget"
+        raise AudioTooLongError(
+            f"{waveform.name}: {waveform.duration_s:.1f} s of audio need {len(prompt.ids)} prompt tokens and {budget} for the"
+            f" text, the model has {positions} positions; {remedy}"
+        )
+
+    def _run(
+        self,
+        jobs: Sequence[_Job],
+        language: str | None,
+        on_text: Callable[[str], None] | None = None,
+        on_share: Callable[[float], None] | None = None,
+    ) -> list[Transcription | QwenASRError]:
+        """Runs one batch through all stages."""
+        engine = self.engine
+        clock = _Clock()
+        mel = jax.block_until_ready(engine.log_mel([job.waveform.samples for job in jobs]))
+        mel_ms = clock.lap()
+        features = jax.block_until_ready(engine.encode(mel, [job.prompt.num_audio_tokens for job in jobs]))
+        encode_ms = clock.lap()
+        state = engine.prefill([job.prompt for job in jobs], features, [job.budget for job in jobs])
+        rows = [[int(token)] for token in np.asarray(state.token)[: len(jobs)]]
+        prefill_ms = clock.lap()
+        ttft_ms = clock.total()
+        expected = sum(8 + _TOKENS_PER_SECOND * job.waveform.duration_s for job in jobs)
+        shown = ""
+        while not all(self._ended(row, job.budget) for row, job in zip(rows, jobs, strict=True)):
+            state, tokens = engine.decode(state, STREAM_STEPS if on_text else engine.buckets.decode_chunk)
+            for row, new in zip(rows, tokens, strict=False):
+                row.extend(new[new != NO_TOKEN].tolist())
+            if on_text is not None:
+                text = transcript_so_far(self.tokenizer.decode(rows[0]), forced=language is not None)
+                if len(text) > len(shown) and text.startswith(shown):
+                    on_text(text[len(shown) :])
+                    shown = text
+            if on_share is not None:
+                on_share(0.4 + 0.5 * min(1.0, sum(map(len, rows)) / expected))
+        decode_ms = clock.lap()
+        finite = np.asarray(state.finite)
+        engine.release(state)
+        results: list[Transcription | QwenASRError] = []
+        for row, job, ok in zip(rows, jobs, finite, strict=False):
+            if not ok:
+                results.append(
+                    QwenASRError(
+                        f"{job.waveform.name}: the model overflowed under policy {engine.policy.name} (NaN or infinity in its"
+                        " activations); use --policy=bf16 or --policy=fp32"
+                    )
+                )
+                continue
+            ended = row[-1] in engine.config.eos_token_ids
+            ids = row[:-1] if ended else row
+            found, text = parse_output(self.tokenizer.decode(ids), language)
+            timings = Timings(
+                load_audio_ms=job.load_ms,
+                mel_ms=mel_ms,
+                encode_ms=encode_ms,
+                prefill_ms=prefill_ms,
+                decode_ms=decode_ms,
+                ttft_ms=job.load_ms + ttft_ms,
+                total_ms=job.load_ms + clock.total(),
+            )
+            results.append(
+                Transcription(
+                    text=text,
+                    language=found,
+                    tokens=tuple(ids),
+                    finish_reason="eos" if ended else "length",
+                    truncated=not ended,
+                    timings=timings,
+                    duration=job.waveform.duration_s,
+                    name=job.waveform.name,
+                    batch_size=len(jobs),
+                    warnings=job.waveform.warnings,
+                )
+            )
+        return results
+
+    def _ended(self, tokens: Sequence[int], budget: int) -> bool:
+        return tokens[-1] in self.engine.config.eos_token_ids or len(tokens) >= budget
+
+
+class _Clock:
+    """Milliseconds since it was made, and since the last lap."""
+
+    def __init__(self) -> None:
+        self._start = self._lap = time.perf_counter()
+
+    def lap(self) -> float:
+        last, self._lap = self._lap, time.perf_counter()
+        return (self._lap - last) * 1e3
+
+    def total(self) -> float:
+        return (time.perf_counter() - self._start) * 1e3
+
+
+def _grouped(inputs: Iterable[Source], size: int) -> Iterator[list[Source]]:
+    group: list[Source] = []
+    for item in inputs:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

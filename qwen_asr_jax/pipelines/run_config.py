@@ -1,0 +1,51 @@
+"""Run configurations: the policy and the engine's shapes as an `ml_collections` config, for `configs/` and `--config.x=y`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from qwen_asr_jax.engine.buckets import Buckets, default_buckets
+from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.policy import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineOptions:
+    """Overrides of the platform's `engine.buckets.Buckets`; 0 keeps the platform's value."""
+
+    steps_per_octave: int = 0
+    prefill_block: int = 0
+    decode_chunk: int = 0
+
+    def buckets(self) -> Buckets:
+        """The buckets for the platform that JAX runs on, with these overrides.
+
+        Raises:
+          UsageError: a value is negative.
+        """
+        import jax
+
+        for name, value in dataclasses.asdict(self).items():
+            if value < 0:
+                raise UsageError(f"engine.{name} must be 0 (automatic) or more, got {value}")
+        overrides = {name: value for name, value in dataclasses.asdict(self).items() if value}
+        return dataclasses.replace(default_buckets(jax.default_backend()), **overrides)
+
+
+def run_config(policy: Policy) -> ml_collections.ConfigDict:
+    """A locked config with sections `policy` and `engine`; a field that is not there cannot be set."""
+    config = ml_collections.ConfigDict()
+    config.policy = ml_collections.ConfigDict(dataclasses.asdict(policy))
+    config.engine = ml_collections.ConfigDict(dataclasses.asdict(EngineOptions()))
+    return config.lock()
+
+
+def from_run_config(config: ml_collections.ConfigDict) -> tuple[Policy, EngineOptions]:
+    """What `run_config` made, after overrides, as the objects that `load_model` takes.
+
+    Raises:
+      UsageError: a value is not allowed.
+    """
+    return Policy(**config.policy.to_dict()), EngineOptions(**config.engine.to_dict())

@@ -1,0 +1,120 @@
+"""What must be settled before JAX starts its backends: platform, threads, memory, and where compiled programs are kept.
+
+Environment variables act when a backend is created, which is once per process. So scripts call `configure` first, and a
+later call that asks for something else fails instead of being ignored. Whatever the user has set in the environment stays.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import Literal
+
+from qwen_asr_jax.errors import BackendError, UsageError
+
+Backend = Literal["auto", "cpu", "gpu"]
+BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "gpu")
+
+CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+
+
+def configure(backend: str = "auto", threads: int = 0) -> None:
+    """Prepares JAX; to be called before any array is made.
+
+    Args:
+      backend: `cpu`, `gpu` (fails where there is none) or `auto` (a GPU if JAX sees one).
+      threads: size of XLA's CPU thread pool; 0 for the physical cores that this process may use.
+
+    Raises:
+      UsageError: the backend's name is unknown or the number of threads negative.
+      BackendError: a GPU is asked for where there is none, or JAX has already started differently.
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if threads < 0:
+        raise UsageError(f"threads must be 0 (automatic) or more, got {threads}")
+    started = _started()
+    if not started:
+        if threads:
+            os.environ["NPROC"] = str(threads)
+        elif "NPROC" not in os.environ and "PJRT_NPROC" not in os.environ:
+            os.environ["NPROC"] = str(default_threads())
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    elif threads and os.environ.get("NPROC") != str(threads):
+        raise BackendError(f"threads={threads} comes too late: JAX is running already; load the model first, or set NPROC")
+
+    import jax
+
+    if backend == "cpu" and not started:
+        jax.config.update("jax_platforms", "cpu")
+    _use_compilation_cache()
+    try:
+        platform = jax.default_backend()
+    except RuntimeError as e:
+        raise BackendError(f"JAX cannot start ({str(e).splitlines()[0]}); try --backend=cpu") from None
+    if backend != "auto" and platform != backend:
+        if backend == "cpu":
+            raise BackendError(f"backend=cpu comes too late: JAX is running on {platform} already; set JAX_PLATFORMS=cpu")
+        raise BackendError(
+            'JAX sees no GPU: check nvidia-smi, install with: pip install "qwen_asr_jax[cuda12]", or use --backend=cpu'
+        )
+
+
+def _started() -> bool:
+    """Whether JAX has created a backend, after which the environment no longer counts."""
+    if "jax" not in sys.modules:
+        return False
+    from jax._src import xla_bridge  # no public way to ask without starting one
+
+    return bool(xla_bridge.backends_are_initialized())
+
+
+def default_threads() -> int:
+    """Physical cores that this process may run on, and no more than its container's CPU quota.
+
+    Two threads on one core only fight over its vector units and caches.
+    """
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in allowed:
+        topology = pathlib.Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            siblings.add(topology.read_text().strip())
+        except OSError:
+            siblings.add(str(cpu))
+    threads = len(siblings)
+    try:
+        quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            threads = min(threads, -(-int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass
+    return max(1, threads)
+
+
+def cache_dir() -> pathlib.Path:
+    """Where compiled programs are kept: `JAX_COMPILATION_CACHE_DIR`, or a folder in the user's own cache directory."""
+    if CACHE_VARIABLE in os.environ:
+        return pathlib.Path(os.environ[CACHE_VARIABLE])
+    if sys.platform == "darwin":
+        base = pathlib.Path.home() / "Library" / "Caches"
+    else:
+        base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    return base / "qwen_asr_jax" / "xla"
+
+
+def _use_compilation_cache() -> None:
+    """Turns on JAX's persistent cache for every program, however small. It is trusted code: owned by the user alone."""
+    import jax
+
+    path = cache_dir()
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home: every start compiles anew, which is slow but right
+    if CACHE_VARIABLE not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
