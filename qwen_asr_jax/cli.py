@@ -66,13 +66,14 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     def parse(argv: Sequence[str]) -> Sequence[str]:
         try:
             rest: Sequence[str] = flags.FLAGS(list(argv))
-            flags.FLAGS.config if "config" in flags.FLAGS else None  # noqa: B018 - an absent file shows on first use only
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+                _ = flags.FLAGS.config.policy  # an absent or broken file shows only when the config is used
             return rest
         except flags.Error as e:
             reason = str(e).splitlines()[0]
         except (AttributeError, KeyError) as e:  # ml_collections raises plain Python errors for what is in a config
-            field = str(e.args[0]).splitlines()[0].strip("'\"")
-            reason = f"--config has no field {field}" if isinstance(e, KeyError) else field
+            reason = str(e.args[0]).splitlines()[0].strip("'\"")
+            reason = f"the config has no field {reason!r}" if reason.isidentifier() else reason
         except (OSError, TypeError, ValueError) as e:
             reason = " ".join(line.strip() for line in str(e).splitlines()[:4])
         warn(f"{reason} (see --help)")

@@ -16,6 +16,8 @@ from qwen_asr_jax.errors import BackendError, UsageError
 Backend = Literal["auto", "cpu", "gpu"]
 BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "gpu")
 
+_MAX_THREADS_PER_CPU = 8  # more only waste memory, and far more abort the process inside XLA
+
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -27,13 +29,14 @@ def configure(backend: str = "auto", threads: int = 0) -> None:
       threads: size of XLA's CPU thread pool; 0 for the physical cores that this process may use.
 
     Raises:
-      UsageError: the backend's name is unknown or the number of threads negative.
+      UsageError: the backend's name is unknown or the number of threads makes no sense.
       BackendError: a GPU is asked for where there is none, or JAX has already started differently.
     """
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    if threads < 0:
-        raise UsageError(f"threads must be 0 (automatic) or more, got {threads}")
+    most = _MAX_THREADS_PER_CPU * (os.cpu_count() or 1)
+    if not 0 <= threads <= most:
+        raise UsageError(f"threads must be 0 (automatic) to {most} on this machine, got {threads}")
     started = _started()
     if not started:
         if threads:

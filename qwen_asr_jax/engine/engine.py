@@ -114,7 +114,7 @@ class Engine:
         Leftovers in a cache are masked out, but a NaN survives a mask (0 * NaN): such a state is dropped.
         """
         if np.asarray(state.finite).all():
-            self._spare = {(state.token.shape[0], state.k_cache[0].shape[2]): state}
+            self._spare = {(state.token.shape[0], state.k_cache[0].shape[1]): state}
 
 
 def prompt_block(prompts: Sequence[Prompt], rows: int, at: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ class DecodeState:
     """Cache and bookkeeping of one batch; donated to every verb that returns a new one.
 
     Attributes:
-      k_cache, v_cache: per layer one `[B, K, S, H]` in the cache dtype. Slot s of a row holds its token s; slots from
+      k_cache, v_cache: per layer one `[B * K, S, H]` in the cache dtype. Slot s of a row holds its token s; slots from
         `length` on hold anything and are never read.
       length: `[B]` int32, valid tokens in the cache.
       token: `[B]` int32, the last chosen token, not yet in the cache.
@@ -39,7 +39,7 @@ class DecodeState:
 
 def new_state(config: TextConfig, policy: Policy, rows: int, slots: int) -> DecodeState:
     """An empty state of fixed size: `rows` batch rows, `slots` cache slots each."""
-    shape = (rows, config.num_kv_heads, slots, config.head_dim)
+    shape = (rows * config.num_kv_heads, slots, config.head_dim)
     return DecodeState(
         k_cache=tuple(jnp.zeros(shape, policy.cache) for _ in range(config.num_layers)),
         v_cache=tuple(jnp.zeros(shape, policy.cache) for _ in range(config.num_layers)),

@@ -113,7 +113,7 @@ def decode(
       The state, and `[B, chunk]` int32: the tokens chosen, end tokens included, `NO_TOKEN` behind each row's end.
     """
     decoder = definition.bind(params)
-    slots = state.k_cache[0].shape[2]
+    slots = state.k_cache[0].shape[1]
     rows = state.token.shape[0]
 
     def more(carry: tuple[Array, DecodeState, Array]) -> Array:

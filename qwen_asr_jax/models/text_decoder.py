@@ -46,7 +46,7 @@ class TextDecoder(nnx.Module):
 
         Args:
           x: `[B, T, D]` embeddings in the accumulation dtype.
-          k_cache, v_cache: one `[B, K, S, H]` per layer, in the cache dtype.
+          k_cache, v_cache: one `[B * K, S, H]` per layer, in the cache dtype.
           start: `[B]` int32, valid tokens before the new ones: their positions and slots start there.
           over_cache: attend to the cache. False promises that it is empty (`start` is all 0): the new tokens then attend
             to each other alone.
@@ -58,9 +58,9 @@ class TextDecoder(nnx.Module):
         new = jnp.arange(time)
         positions = start[:, None] + new
         if over_cache:
-            mask = jnp.arange(k_cache[0].shape[2]) <= positions[..., None]
+            mask = jnp.arange(k_cache[0].shape[1]) <= positions[..., None]
         else:
-            mask = (new <= new[:, None])[None]
+            mask = jnp.broadcast_to(new <= new[:, None], (x.shape[0], time, time))
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
         keys, values = [], []
         for layer, k, v in zip(self.layers, k_cache, v_cache, strict=True):

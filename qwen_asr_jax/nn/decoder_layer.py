@@ -47,8 +47,8 @@ class CausalAttention(nnx.Module):
         # Write first, then read the updated cache only: the order that lets XLA update the donated buffer in place.
         k_cache = kv_cache.write(k_cache, k, start)
         v_cache = kv_cache.write(v_cache, v, start)
-        over_cache = mask.shape[-1] == k_cache.shape[2]
-        keys, values = (k_cache, v_cache) if over_cache else (k, v)
+        over_cache = mask.shape[-1] == k_cache.shape[1]
+        keys, values = (k_cache, v_cache) if over_cache else (y.reshape(-1, time, self.head_dim) for y in (k, v))
         out = attend(q, keys, values, mask, accum_dtype=self.policy.accum)
         return self.o_proj(out.reshape(batch, time, -1)), k_cache, v_cache
 
@@ -83,10 +83,10 @@ class DecoderLayer(nnx.Module):
         Args:
           x: `[B, T, D]` in the accumulation dtype.
           rope: cosines and sines of the tokens' positions, each `[B, T, H / 2]` float32.
-          k_cache, v_cache: `[B, K, S, H]` in the cache dtype.
+          k_cache, v_cache: `[B * K, S, H]` in the cache dtype.
           start: `[B]` int32, the slot of each row's first new token.
-          mask: `[B or 1, T, S]` bool over the cache, or `[B or 1, T, T]` over the new tokens alone (when nothing came before
-            them, which saves reading the cache).
+          mask: `[B, T, S]` bool over the cache, or `[B, T, T]` over the new tokens alone (when nothing came before them, which
+            saves reading the cache).
 
         Returns:
           `(x, k_cache, v_cache)`, shapes and dtypes as given.

@@ -40,10 +40,14 @@ class WindowedAttention(nnx.Module):
             y = jnp.pad(narrow(y, self.policy.compute), ((0, 0), (0, windows * size - time), (0, 0)))
             return y.reshape(batch * windows, size, self.num_heads, -1)
 
+        def by_head(y: Array) -> Array:
+            """`[B * W, S, N, H]` to `[B * W * N, S, H]`."""
+            return jnp.swapaxes(y, 1, 2).reshape(-1, size, y.shape[-1])
+
         q = by_window(self.q_proj(x))
-        k = jnp.swapaxes(by_window(self.k_proj(x)), 1, 2)
-        v = jnp.swapaxes(by_window(self.v_proj(x)), 1, 2)
-        mask = window_mask.reshape(batch * windows, 1, size)
+        k = by_head(by_window(self.k_proj(x)))
+        v = by_head(by_window(self.v_proj(x)))
+        mask = jnp.broadcast_to(window_mask.reshape(batch * windows, 1, size), (batch * windows, size, size))
         out = attend(q, k, v, mask, accum_dtype=self.policy.accum)
         return self.out_proj(out.reshape(batch, windows * size, dim)[:, :time])
 

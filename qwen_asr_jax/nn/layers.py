@@ -6,6 +6,7 @@ from flax import nnx
 
 from qwen_asr_jax.nn.parameters import ones, parameter
 from qwen_asr_jax.ops.cast import narrow
+from qwen_asr_jax.ops.embedding import lookup
 from qwen_asr_jax.ops.linear import linear
 from qwen_asr_jax.ops.norms import layer_norm, rms_norm
 from qwen_asr_jax.policy import Policy
@@ -38,7 +39,7 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         """`[B, T]` int32 to `[B, T, D]` in the accumulation dtype."""
-        return self.weight[...][ids].astype(self.policy.accum)
+        return lookup(self.weight[...], ids).astype(self.policy.accum)
 
     def attend(self, x: Array) -> Array:
         """Logits: `[..., D]` to `[..., V]` in the logits dtype."""

@@ -27,9 +27,8 @@ def attend(
 
     Args:
       q: `[B, T, N, H]` in the compute dtype.
-      k, v: `[B, K, S, H]` in the cache dtype; `N = K * G`.
-      mask: `[B, T, S]` bool (either leading axis may be 1); False hides a key. A query that sees no key gives finite
-        nonsense.
+      k, v: `[B * K, S, H]` in the cache dtype; `N = K * G`.
+      mask: `[B, T, S]` bool; False hides a key. A query that sees no key gives finite nonsense.
       accum_dtype: dtype of scores, softmax and result.
       implementation: a name, or None for the best one available.
 

@@ -1,0 +1,35 @@
+# make demo   environment, install, a checkpoint, a transcript
+# make test   environment, install, all tests that need no torch
+# make parity the reference extra (torch, transformers) and the comparison with it
+# make lint   ruff and mypy
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: demo test parity lint clean
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name it with: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)
+	@$(BIN)/python scripts/demo.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+parity: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(REFERENCE_TORCH) -e ".[dev,reference]"
+	$(BIN)/python -m pytest tests/parity --run-parity
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf $(VENV) .cache demo_model build *.egg-info
