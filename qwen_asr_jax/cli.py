@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from ml_collections import config_flags
 
 from qwen_asr_jax.errors import QwenASRError, UsageError
 from qwen_asr_jax.policy import PRESETS
+
+STARTED = time.perf_counter()
+"""When the process began, but for Python's own start: scripts import this module before anything heavy."""
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 

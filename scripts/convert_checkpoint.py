@@ -1,6 +1,6 @@
 """Converts a checkpoint to an orbax directory that loads without renaming or casting.
 
-    python scripts/convert_checkpoint.py --model_dir=IN --out=OUT [--policy=bf16]
+python scripts/convert_checkpoint.py --model_dir=IN --out=OUT [--policy=bf16]
 """
 
 from __future__ import annotations

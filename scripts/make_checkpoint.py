@@ -19,7 +19,9 @@ flags.DEFINE_enum("preset", "tiny", ["tiny", "0.6b", "1.7b", "aligner-0.6b"], "G
 flags.DEFINE_enum("layout", "original", ["original", "native"], "File layout: the original one, or transformers' own.")
 flags.DEFINE_integer("seed", 0, "Seed of the weights.", lower_bound=0)
 flags.DEFINE_string("out", None, "Directory to write; must not exist yet, or be empty.")
-flags.DEFINE_string("tokenizer_dir", None, "Copy vocab.json and merges.txt from there; a small vocabulary is made if not given.")
+flags.DEFINE_string(
+    "tokenizer_dir", None, "Copy vocab.json and merges.txt from there; a small vocabulary is made if not given."
+)
 FLAGS = flags.FLAGS
 
 

@@ -59,9 +59,7 @@ def main(names: Sequence[str]) -> int:
             except AudioError as e:
                 reporter.show(names[0], None, e)
             return reporter.finish()
-        results = model.transcribe_iter(
-            inputs, batch_size=FLAGS.batch_size, on_progress=reporter.show_progress, **request
-        )
+        results = model.transcribe_iter(inputs, batch_size=FLAGS.batch_size, on_progress=reporter.show_progress, **request)
         for name, target, result in zip(names, targets, results, strict=True):
             reporter.show(name, target, result)
         return reporter.finish()

@@ -18,7 +18,7 @@ SHARED_TOKENIZER = pathlib.Path(
 def synthetic(seconds: float, seed: int = 0, rate: int = RATE) -> np.ndarray:
     """A harmonic voice with a wandering pitch, syllable-like loudness and a little noise; float32 within [-1, 1]."""
     rng = np.random.default_rng(seed)
-    t = np.arange(int(round(seconds * rate))) / rate
+    t = np.arange(round(seconds * rate)) / rate
     pitch = 130 + 40 * np.sin(2 * np.pi * 0.7 * t + seed) + 15 * np.sin(2 * np.pi * 2.3 * t)
     phase = 2 * np.pi * np.cumsum(pitch) / rate
     voice = sum(np.sin(k * phase + k * seed) / k ** (0.7 + 0.5 * np.sin(2 * np.pi * 0.9 * t)) for k in range(1, 24))

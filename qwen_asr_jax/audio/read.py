@@ -53,11 +53,10 @@ def describe(source: AudioInput) -> str:
         return f"<{len(source)} bytes>"
     if isinstance(source, tuple):
         return "<array>"
-    return getattr(source, "name", None) if isinstance(getattr(source, "name", None), str) else f"<{_kind(source)}>"
-
-
-def _kind(source: object) -> str:
-    return "array" if isinstance(source, np.ndarray) else type(source).__name__
+    if isinstance(source, np.ndarray):
+        return "<array>"
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
 
 def read_audio(source: AudioInput, name: str | None = None) -> Waveform:

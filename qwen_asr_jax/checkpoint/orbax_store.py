@@ -1,8 +1,8 @@
 """Orbax directories: converted checkpoints that load without renaming or casting.
 
-    OUT/config.json, generation_config.json, tokenizer files   as in the source
-    OUT/qwen_asr_jax.json                                      format version, policy, source layout
-    OUT/params/                                                the parameter tree, in the policy's dtypes
+OUT/config.json, generation_config.json, tokenizer files   as in the source
+OUT/qwen_asr_jax.json                                      format version, policy, source layout
+OUT/params/                                                the parameter tree, in the policy's dtypes
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import shutil
 from typing import Any
 
 import jax
-import numpy as np
 
 from qwen_asr_jax.checkpoint.key_map import leaves
 from qwen_asr_jax.config import read_json
@@ -108,4 +107,4 @@ def _check_tree(model_dir: pathlib.Path, metadata: Any, abstract: Params) -> Non
 
 def num_bytes(params: Params) -> int:
     """Bytes of all arrays in the tree."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for _, leaf in leaves(params))  # type: ignore[attr-defined]
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))

@@ -22,13 +22,19 @@ class Engine:
     """Runs the verbs on batches of clips. Calls return as soon as the work is enqueued, except where tokens are read.
 
     Not thread-safe: states are handed from call to call by donation.
+
+    Attributes:
+      config: geometry and ids.
+      policy: dtypes.
+      buckets: how shapes are rounded.
+      checkpoint: module definitions and weights.
     """
 
     def __init__(self, checkpoint: Checkpoint, policy: Policy, buckets: Buckets | None = None):
         self.config = checkpoint.config
         self.policy = policy
         self.buckets = buckets or default_buckets(jax.default_backend())
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         self._eos_ids = jax.device_put(np.asarray(self.config.eos_token_ids, np.int32))
         self._spare: dict[tuple[int, int], DecodeState] = {}
 
@@ -59,7 +65,7 @@ class Engine:
         """Audio features `[B, Q * chunk_tokens, D]` of what `log_mel` returned; `num_tokens` are the clips' audio tokens."""
         counts = np.zeros(log_mel.shape[0], np.int32)
         counts[: len(num_tokens)] = num_tokens
-        return verbs.encode(self._checkpoint.audio, self._checkpoint.params["audio_tower"], log_mel, counts)
+        return verbs.encode(self.checkpoint.audio, self.checkpoint.params["audio_tower"], log_mel, counts)
 
     def prefill(self, prompts: Sequence[Prompt], features: Array, budgets: Sequence[int]) -> DecodeState:
         """Runs the prompts and chooses every row's first token.
@@ -72,7 +78,7 @@ class Engine:
         Returns:
           The state, whose `token` holds the first tokens. It belongs to the caller until `release`.
         """
-        decoder, params = self._checkpoint.decoder, self._checkpoint.params["decoder"]
+        decoder, params = self.checkpoint.decoder, self.checkpoint.params["decoder"]
         rows = features.shape[0]
         lengths = np.zeros(rows, np.int32)
         lengths[: len(prompts)] = [len(p.ids) for p in prompts]
@@ -85,9 +91,7 @@ class Engine:
             ids, audio_index = prompt_block(prompts, rows, at, size)
             embeddings = verbs.embed(decoder, params, ids, features, audio_index)
             in_block = np.clip(lengths - at, 0, size)
-            state = verbs.prefill(
-                decoder, params, state, embeddings, in_block, budget, self._eos_ids, first=at == 0
-            )
+            state = verbs.prefill(decoder, params, state, embeddings, in_block, budget, self._eos_ids, first=at == 0)
             at += size
         return state
 
@@ -99,8 +103,8 @@ class Engine:
         """
         chunk = self.buckets.decode_chunk
         state, tokens = verbs.decode(
-            self._checkpoint.decoder,
-            self._checkpoint.params["decoder"],
+            self.checkpoint.decoder,
+            self.checkpoint.params["decoder"],
             state,
             self._eos_ids,
             np.int32(min(steps, chunk)),

@@ -124,18 +124,17 @@ def decode(
         i, state, out = carry
         # Rows that have ended run along; they write their next slot again and again, never past the end.
         start = jnp.minimum(state.length, slots - 1)
-        hidden, k_cache, v_cache = decoder(
-            decoder.embed(state.token[:, None]), state.k_cache, state.v_cache, start, True
-        )
+        hidden, k_cache, v_cache = decoder(decoder.embed(state.token[:, None]), state.k_cache, state.v_cache, start, True)
         chosen = jnp.argmax(decoder.logits(hidden[:, 0]), axis=-1).astype(jnp.int32)
         running = ~state.done
         token = jnp.where(running, chosen, state.token)
         out = jax.lax.dynamic_update_slice(out, jnp.where(running, token, NO_TOKEN)[:, None], (0, i))
-        budget = state.budget - running
+        one = running.astype(jnp.int32)
+        budget = state.budget - one
         state = DecodeState(
             k_cache=k_cache,
             v_cache=v_cache,
-            length=state.length + running,
+            length=state.length + one,
             token=token,
             done=state.done | _is_end(token, eos_ids) | (budget <= 0),
             budget=budget,

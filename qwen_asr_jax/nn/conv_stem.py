@@ -29,9 +29,7 @@ class Conv2d(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """`[n, time, freq, c_in]` to `[n, ceil(time / 2), ceil(freq / 2), c_out]` in the accumulation dtype."""
-        return conv_stride2(
-            narrow(x, self.policy.compute), self.weight[...], self.bias[...], accum_dtype=self.policy.accum
-        )
+        return conv_stride2(narrow(x, self.policy.compute), self.weight[...], self.bias[...], accum_dtype=self.policy.accum)
 
 
 class ConvStem(nnx.Module):
@@ -42,9 +40,7 @@ class ConvStem(nnx.Module):
         self.conv2d1 = Conv2d(1, channels, policy=policy, rngs=rngs)
         self.conv2d2 = Conv2d(channels, channels, policy=policy, rngs=rngs)
         self.conv2d3 = Conv2d(channels, channels, policy=policy, rngs=rngs)
-        self.conv_out = Linear(
-            channels * config.conv_freq_bins, config.embed_dim, bias=False, policy=policy, rngs=rngs
-        )
+        self.conv_out = Linear(channels * config.conv_freq_bins, config.embed_dim, bias=False, policy=policy, rngs=rngs)
 
     def __call__(self, chunks: Array) -> Array:
         """`[n, chunk_frames, M]` float32 to `[n, chunk_tokens, D]`; every chunk for itself, with zeros at its edges."""

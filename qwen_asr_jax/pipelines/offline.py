@@ -33,6 +33,7 @@ def default_max_new_tokens(seconds: float) -> int:
     """Token budget for a clip: `min(4096, 64 + 16 * seconds)`, several times what fast speech needs."""
     return min(4096, 64 + 16 * math.ceil(seconds))
 
+
 Source: TypeAlias = AudioInput | Waveform | Callable[[], Waveform]
 """What can be transcribed: an `AudioInput`, a clip that has been read, or a function that reads one when its turn comes."""
 
@@ -176,10 +177,9 @@ class QwenASR:
         if max_new_tokens < 0:
             raise UsageError(f"max_new_tokens must be 0 (automatic) or more, got {max_new_tokens}")
         start = time.perf_counter()
-        if isinstance(audio, Waveform):
-            waveform = audio
-        else:
-            waveform = audio() if callable(audio) else read_audio(audio)
+        if callable(audio):
+            audio = audio()
+        waveform = audio if isinstance(audio, Waveform) else read_audio(audio)
         load_ms = (time.perf_counter() - start) * 1e3
         prompt = build_prompt(
             self.tokenizer, self.engine.num_audio_tokens(len(waveform.samples)), context=context, language=language

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -12,7 +13,7 @@ import jax
 import tqdm
 
 from qwen_asr_jax.audio.read import duration_seconds
-from qwen_asr_jax.cli import EXIT_FAILED, EXIT_OK, warn
+from qwen_asr_jax.cli import EXIT_FAILED, EXIT_OK, STARTED, warn
 from qwen_asr_jax.engine.compilations import compilations
 from qwen_asr_jax.errors import QwenASRError
 from qwen_asr_jax.files import write_text
@@ -125,13 +126,16 @@ class Reporter:
             f"load {t.load_audio_ms:.0f}, mel {t.mel_ms:.0f}, encode {t.encode_ms:.0f}, prefill {t.prefill_ms:.0f},"
             f" decode {t.decode_ms:.0f} ({len(result.tokens)} tokens)"
         )
-        compiled = (
-            f"{log.count} programs made ready so far in {log.seconds + log.trace_s + log.lower_s:.2f} s"
-            f" ({log.cached} from the cache)"
-        )
-        return (
+        lines = (
             f"{result.name}: {result.duration:.2f} s of audio in {t.total_ms:.0f} ms, first token after {t.ttft_ms:.0f} ms,"
-            f" RTF {result.rtf:.4f}, RTFx {result.rtfx:.2f}; ms: {stages}; {compiled}"
+            f" RTF {result.rtf:.4f}, RTFx {result.rtfx:.2f}; ms: {stages}"
+        )
+        if self._shown == 1:
+            first_token_s = time.perf_counter() - STARTED - (t.total_ms - t.ttft_ms) / 1e3
+            lines += f"; first token {first_token_s:.2f} s after process start"
+        return (
+            f"{lines}; compilations so far: {log.count - log.cached} in {log.compile_s:.2f} s, {log.cached} read from the cache in"
+            f" {log.cache_s:.2f} s, tracing and lowering {log.trace_s + log.lower_s:.2f} s"
         )
 
     def finish(self) -> int:

@@ -1,8 +1,8 @@
-"""The chat-shaped prompt around the audio, as ids.
+r"""The chat-shaped prompt around the audio, as ids.
 
-    <|im_start|>system\\n{context}<|im_end|>\\n
-    <|im_start|>user\\n<|audio_start|>{<|audio_pad|> x A}<|audio_end|><|im_end|>\\n
-    <|im_start|>assistant\\n{language X<asr_text>, when forced}
+    <|im_start|>system\n{context}<|im_end|>\n
+    <|im_start|>user\n<|audio_start|>{<|audio_pad|> x A}<|audio_end|><|im_end|>\n
+    <|im_start|>assistant\n{language X<asr_text>, when forced}
 
 The system turn is always there, empty or not. The text on either side of the audio is encoded whole, because BPE may merge
 across the seams inside it (a context that starts with a newline, for one).

@@ -14,10 +14,10 @@ THRESHOLD = 20
 MAX_PATTERN = 20
 """Longest pattern looked for, in code points."""
 
-_RUN = re.compile(r"(.)\1{%d,}" % THRESHOLD, re.DOTALL)
+_RUN = re.compile(rf"(.)\1{{{THRESHOLD},}}", re.DOTALL)
 # Lazy group: the shortest pattern at the leftmost place, then all its repeats. The same order as trying every start and
 # every length in turn, but at the speed of the regex engine.
-_LOOP = re.compile(r"(.{1,%d}?)\1{%d,}" % (MAX_PATTERN, THRESHOLD - 1), re.DOTALL)
+_LOOP = re.compile(rf"(.{{1,{MAX_PATTERN}}}?)\1{{{THRESHOLD - 1},}}", re.DOTALL)
 
 
 def fix_repetitions(text: str) -> str:

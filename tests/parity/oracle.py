@@ -1,4 +1,4 @@
-"""transformers' own Qwen3-ASR, through its public forward and generate, in float32 on the CPU."""
+"""transformers' own Qwen3-ASR on the CPU, through its public forward and generate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import pathlib
 import numpy as np
 import torch
 from transformers import Qwen3ASRFeatureExtractor, Qwen3ASRForConditionalGeneration
-
-EOS = "eos"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,10 +19,11 @@ class Features:
 
 
 class Oracle:
-    """The reference model of one native-layout checkpoint."""
+    """The reference model of one native-layout checkpoint; in float32 it is the oracle, in half precision the yardstick."""
 
-    def __init__(self, model_dir: pathlib.Path):
-        self.model = Qwen3ASRForConditionalGeneration.from_pretrained(model_dir, dtype=torch.float32).eval()
+    def __init__(self, model_dir: pathlib.Path, dtype: torch.dtype = torch.float32):
+        self.model = Qwen3ASRForConditionalGeneration.from_pretrained(model_dir, dtype=dtype).eval()
+        self.dtype = dtype
         self.extractor = Qwen3ASRFeatureExtractor.from_pretrained(model_dir)
 
     def features(self, samples: np.ndarray) -> Features:
@@ -44,9 +43,11 @@ class Oracle:
     def logits(self, ids: list[int], features: Features) -> np.ndarray:
         """Logits after every prompt token, `[T, V]`."""
         out = self.model(
-            input_ids=torch.tensor([ids]), input_features=features.input_features, input_features_mask=features.mask
+            input_ids=torch.tensor([ids]),
+            input_features=features.input_features.to(self.dtype),
+            input_features_mask=features.mask,
         )
-        return out.logits[0].numpy()
+        return out.logits[0].float().numpy()
 
     @torch.no_grad()
     def generate(self, ids: list[int], features: Features, count: int) -> list[int]:

@@ -1,0 +1,123 @@
+"""What the compiled decode loop must not contain: anything of the size of the cache or of a weight that is moved each step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qwen_asr_jax.checkpoint.key_map import leaves
+from qwen_asr_jax.checkpoint.load import abstract_model
+from qwen_asr_jax.checkpoint.random_checkpoint import MODELS
+from qwen_asr_jax.engine import verbs
+from qwen_asr_jax.engine.state import cache_bytes, new_state
+from qwen_asr_jax.policy import PRESETS
+
+SLOTS = 256
+CONFIG = dataclasses.replace(MODELS["0.6b"], text=dataclasses.replace(MODELS["0.6b"].text, num_layers=2, vocab_size=4096))
+"""The 0.6B model's layers, two of them, with a smaller vocabulary: shapes at which XLA takes its real decisions."""
+
+INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = \w+\[([\d,]+)\]\S* ([\w\-]+)\((.*)")
+CALLED = re.compile(r"(?:condition|body|calls|to_apply)=%?([\w.\-]+)")
+MOVES = {"copy", "slice", "dynamic-slice", "convert", "transpose", "concatenate", "pad", "gather", "scatter"}
+
+
+def compile_decode(policy, rows, jitted=verbs.decode):
+    """The decode verb, compiled for abstract arguments, and the weights' shapes."""
+    _, decoder, abstract = abstract_model(CONFIG, policy)
+    state = jax.eval_shape(lambda: new_state(CONFIG.text, policy, rows, SLOTS))
+    eos_ids, steps = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+    lowered = jitted.lower(decoder, abstract["decoder"], state, eos_ids, steps, chunk=32)
+    return lowered.compile(), abstract["decoder"]
+
+
+@pytest.fixture(scope="module", params=[(p, rows) for p in PRESETS for rows in (1, 4)], ids=lambda p: f"{p[0]}-{p[1]}")
+def case(request):
+    """`(policy, rows, compiled program, weights)`."""
+    policy, rows = PRESETS[request.param[0]], request.param[1]
+    return policy, rows, *compile_decode(policy, rows)
+
+
+def computations(hlo: str) -> dict[str, list[str]]:
+    """The lines of every computation, by name."""
+    found, name = {}, ""
+    for line in hlo.splitlines():
+        if line and not line[0].isspace() and "{" in line:
+            name = line.removeprefix("ENTRY ").lstrip("%").split(" ")[0]
+            found[name] = []
+        elif name:
+            found[name].append(line)
+    return found
+
+
+def inside_loops(hlo: str) -> list[str]:
+    """All lines of the bodies of while loops and what they call, fusions included as one line each."""
+    all_computations = computations(hlo)
+    todo = [m[1] for lines in all_computations.values() for line in lines if (m := re.search(r"body=%?([\w.\-]+)", line))]
+    seen, lines = set(), []
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        lines += all_computations[name]
+        todo += [c for line in all_computations[name] if " fusion(" not in line for c in CALLED.findall(line)]
+    assert lines, "the decode verb must hold a loop"
+    return lines
+
+
+def operation(hlo: str, line: str) -> str:
+    """The operation that a line performs; for a fusion, that of its root, seen through bitcasts."""
+    if " fusion(" not in line:
+        return INSTRUCTION.match(line)[2]
+    body = computations(hlo)[CALLED.search(line)[1]]
+    by_name = {m[1]: r for r in body if (m := re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = ", r))}
+    row = next(r for r in body if "ROOT" in r)
+    while (op := INSTRUCTION.match(row)) and op[2] in {"bitcast", "bitcast-convert"}:
+        row = by_name[re.match(r"%?([\w.\-]+)", op[3].split(" ")[-1] if op[3][0] != "%" else op[3])[1]]
+    return op[2] if op else "tuple"
+
+
+def moved_in_loops(hlo: str, sizes: set[int]) -> list[str]:
+    """Lines inside loops that move or convert an array of one of these sizes."""
+    moved = []
+    for line in inside_loops(hlo):
+        match = INSTRUCTION.match(line)
+        if match and math.prod(map(int, match[1].split(","))) in sizes and operation(hlo, line) in MOVES:
+            moved.append(line.strip()[:160])
+    return moved
+
+
+def test_cache_is_aliased(case):
+    policy, rows, program, _ = case
+    assert program.memory_analysis().alias_size_in_bytes >= cache_bytes(CONFIG.text, policy, rows, SLOTS)
+
+
+def test_nothing_of_the_cache_or_a_weight_moves(case):
+    _, rows, program, params = case
+    cache = rows * CONFIG.text.num_kv_heads * SLOTS * CONFIG.text.head_dim
+    weights = {math.prod(leaf.shape) for _, leaf in leaves(params) if len(leaf.shape) == 2}
+    assert not moved_in_loops(program.as_text(), {cache, *weights})
+
+
+def test_temporaries_are_small(case):
+    _, rows, program, _ = case
+    assert program.memory_analysis().temp_size_in_bytes < rows * (4 << 20)  # the smallest matrix alone is 4 MB in float32
+
+
+def test_the_alias_check_can_fail():
+    undonated = jax.jit(verbs.decode.__wrapped__, static_argnames=("definition", "chunk"))
+    program, _ = compile_decode(PRESETS["fp32"], 1, undonated)
+    assert program.memory_analysis().alias_size_in_bytes == 0
+
+
+def test_the_move_check_can_fail():
+    def loop(x, stacked):  # layers stacked in one array: every step slices, and so copies, one layer's weights
+        return jax.lax.fori_loop(0, 9, lambda i, x: (x @ stacked[i].T).astype(x.dtype), x)
+
+    shapes = jax.ShapeDtypeStruct((2, 1024), jnp.bfloat16), jax.ShapeDtypeStruct((9, 1024, 1024), jnp.bfloat16)
+    assert moved_in_loops(jax.jit(loop).lower(*shapes).compile().as_text(), {1 << 20})
