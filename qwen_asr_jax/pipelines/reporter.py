@@ -134,8 +134,8 @@ class Reporter:
             first_token_s = time.perf_counter() - STARTED - (t.total_ms - t.ttft_ms) / 1e3
             lines += f"; first token {first_token_s:.2f} s after process start"
         return (
-            f"{lines}; compilations so far: {log.count - log.cached} in {log.compile_s:.2f} s, {log.cached} read from the cache in"
-            f" {log.cache_s:.2f} s, tracing and lowering {log.trace_s + log.lower_s:.2f} s"
+            f"{lines}; compilations so far: {log.count - log.cached} in {log.compile_s:.2f} s, {log.cached} read from the"
+            f" cache in {log.cache_s:.2f} s, tracing and lowering {log.trace_s + log.lower_s:.2f} s"
         )
 
     def finish(self) -> int:
