@@ -97,13 +97,6 @@ class Reporter:
         self._bar.set_description_str(f"{self._shown}/{self._count} files")
 
     def _show_result(self, target: pathlib.Path | None, result: Transcription) -> None:
-        for line in result.warnings:
-            warn(f"warning: {line}")
-        if result.truncated:
-            warn(
-                f"warning: {result.name}: stopped after {len(result.tokens)} tokens, the text may be incomplete;"
-                " raise --max_new_tokens"
-            )
         text = render(
             result,
             self._format,
@@ -117,6 +110,13 @@ class Reporter:
             print(text[len(self._streamed) :], flush=True)
         else:  # nothing was streamed, or the finished text was repaired: say it whole
             print("\n" * bool(self._streamed) + text, flush=True)
+        for line in result.warnings:
+            warn(f"warning: {line}")
+        if result.truncated:
+            warn(
+                f"warning: {result.name}: stopped after {len(result.tokens)} tokens, the text may be incomplete;"
+                " raise --max_new_tokens"
+            )
         if self._verbose:
             warn(self._describe(result))
 

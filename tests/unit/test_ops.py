@@ -13,6 +13,7 @@ import pytest
 from qwen_asr_jax.ops import linear as linear_module
 from qwen_asr_jax.ops.attention import attend
 from qwen_asr_jax.ops.cast import FP16_LIMIT, narrow
+from qwen_asr_jax.ops.conv import conv_stride2
 from qwen_asr_jax.ops.embedding import lookup
 from qwen_asr_jax.ops.kv_cache import write
 from qwen_asr_jax.ops.linear import linear
@@ -40,6 +41,21 @@ def test_linear(dtype, rows, features, width):
     out = jax.jit(lambda *a: linear(*a, accum_dtype=F32))(x, weight, bias)
     assert out.dtype == np.float32
     np.testing.assert_allclose(out, exact(x) @ exact(weight).T + bias, rtol=1e-5, atol=2e-5 * np.sqrt(width))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("time, freq, c_in, c_out", [(100, 16, 1, 5), (7, 9, 12, 3), (1, 1, 2, 4), (8, 6, 9, 2)])
+def test_convolution_is_xlas(dtype, time, freq, c_in, c_out):
+    x, weight, bias = normal((2, time, freq, c_in), dtype), normal((3, 3, c_in, c_out), dtype, 1), normal((c_out,), seed=2)
+    expected = bias + jax.lax.conv_general_dilated(
+        *(jnp.asarray(a, jnp.float32) for a in (x, weight)),
+        window_strides=(2, 2),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    out = jax.jit(lambda *a: conv_stride2(*a, accum_dtype=F32))(x, weight, bias)
+    assert out.shape == (2, -(-time // 2), -(-freq // 2), c_out)
+    np.testing.assert_allclose(out, expected, atol=3e-5)
 
 
 @pytest.mark.parametrize("stored", DTYPES[1:], ids=str)
