@@ -81,9 +81,10 @@ class QwenASR:
         context: str = "",
         *,
         max_new_tokens: int = 0,
+        batch_size: int = 16,
         on_text: Callable[[str], None] | None = None,
     ) -> Transcription | list[Transcription]:
-        """Transcribes one input, or a list of them as one batch.
+        """Transcribes one input, or a list of them in batches.
 
         Args:
           audio: a path, an encoded file as bytes or binary file object, a 16 kHz float array, `(array, sample_rate)`, or a
@@ -91,6 +92,7 @@ class QwenASR:
           language: force this language (a name or code); None lets the model detect it.
           context: free text that biases recognition: names, terms, a topic.
           max_new_tokens: token budget; 0 scales it with the audio's length.
+          batch_size: with a list, most inputs to run at once.
           on_text: called with each new piece of text as it is decoded; one input only.
 
         Returns:
@@ -107,7 +109,7 @@ class QwenASR:
                 language=language,
                 context=context,
                 max_new_tokens=max_new_tokens,
-                batch_size=max(1, len(audio)),
+                batch_size=max(1, min(batch_size, len(audio))),
             )
             results = []
             for result in found:
