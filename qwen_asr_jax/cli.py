@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -13,7 +15,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from qwen_asr_jax.errors import QwenASRError, UsageError
+from qwen_asr_jax.files import remove_partial
 from qwen_asr_jax.policy import PRESETS
+from qwen_asr_jax.runtime import BACKENDS
 
 STARTED = time.perf_counter()
 """When the process began, but for Python's own start: scripts import this module before anything heavy."""
@@ -22,13 +26,13 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def define_model_flags() -> None:
-    """Defines the flags that choose a model and how it runs."""
+    """Defines the flags that choose a model and how it runs; a script shows them in its help with `adopt_module_key_flags`."""
     flags.DEFINE_string("model_dir", None, "Model directory, or a Hub id such as Qwen/Qwen3-ASR-0.6B.", short_name="d")
     flags.DEFINE_enum("policy", None, list(PRESETS), "Dtype policy; bf16 unless --config is given.")
     config_flags.DEFINE_config_file(
         "config", None, "Run config, e.g. configs/bf16.py; single fields are set with --config.policy.cache_dtype=float32."
     )
-    flags.DEFINE_enum("backend", "auto", ["auto", "cpu", "gpu"], "Where to run; auto takes a GPU if JAX sees one.")
+    flags.DEFINE_enum("backend", "auto", list(BACKENDS), "Where to run; auto takes a GPU if JAX sees one.")
     flags.DEFINE_integer("threads", 0, "CPU threads; 0 for the physical cores.", lower_bound=0, short_name="t")
     flags.DEFINE_bool("verbose", False, "Print load, compile and stage times to stderr.")
 
@@ -66,40 +70,57 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
 
     Wrong flags and `UsageError` exit with 2, any other `QwenASRError` with 1, an interrupt with 130; each with one line.
     """
-
-    def parse(argv: Sequence[str]) -> Sequence[str]:
-        try:
-            rest: Sequence[str] = flags.FLAGS(list(argv))
-            if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-                _ = flags.FLAGS.config.policy  # an absent or broken file shows only when the config is used
-            return rest
-        except flags.Error as e:
-            reason = str(e).splitlines()[0]
-        except (AttributeError, KeyError) as e:  # ml_collections raises plain Python errors for what is in a config
-            reason = str(e.args[0]).splitlines()[0].strip("'\"")
-            reason = f"the config has no field {reason!r}" if reason.isidentifier() else reason
-        except (OSError, TypeError, ValueError) as e:
-            reason = " ".join(line.strip() for line in str(e).splitlines()[:4])
-        warn(f"{reason} (see --help)")
-        sys.exit(EXIT_USAGE)
-
-    def call(argv: Sequence[str]) -> int:
-        try:
-            return main(argv[1:])
-        except UsageError as e:
-            warn(f"{e}")
-            return EXIT_USAGE
-        except QwenASRError as e:
-            warn(f"{e}")
-            return EXIT_FAILED
-        except KeyboardInterrupt:
-            warn("interrupted")
-            sys.stdout.flush()
-            os._exit(EXIT_INTERRUPTED)  # device work may still be running, and nothing is left to save
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return EXIT_FAILED
-
+    # Not by KeyboardInterrupt: where Python runs callbacks for XLA, an exception is swallowed.
+    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGTERM, _interrupted)
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed streams are None
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # transcripts in any script, file names in any encoding
     logging.set_verbosity(logging.WARNING)  # orbax and JAX say a lot at the level below
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app.run(call, flags_parser=parse)
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        app.usage(shorthelp=True, writeto_stdout=True, exitcode=EXIT_OK)
+    app.run(lambda argv: _guarded(main, argv[1:]), flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        rest: Sequence[str] = flags.FLAGS(list(argv))
+        if "config" in flags.FLAGS and flags.FLAGS.config is not None:
+            _ = flags.FLAGS.config.policy  # an absent or broken file shows only when the config is used
+        return rest
+    except flags.Error as e:
+        reason = str(e).splitlines()[0]
+    except (AttributeError, KeyError) as e:  # ml_collections raises plain Python errors for what is in a config
+        reason = str(e.args[0]).splitlines()[0].strip("'\"")
+        reason = f"the config has no field {reason!r}" if reason.isidentifier() else reason
+    except Exception as e:  # a config file is Python: it can fail in every way
+        reason = f"{type(e).__name__}: " + " ".join(line.strip() for line in str(e).splitlines()[:4])
+    warn(f"{reason} (see --help)")
+    sys.exit(EXIT_USAGE)
+
+
+def _guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    try:
+        return main(arguments)
+    except UsageError as e:
+        warn(str(e))
+        return EXIT_USAGE
+    except QwenASRError as e:
+        warn(str(e))
+        return EXIT_FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+
+
+def _interrupted(number: int, frame: object) -> None:
+    """Ends the process at once, with nothing half-written left behind."""
+    del number, frame
+    remove_partial()
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    with contextlib.suppress(Exception):
+        warn("interrupted")
+    os._exit(EXIT_INTERRUPTED)

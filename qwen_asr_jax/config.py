@@ -112,14 +112,16 @@ class _Reader:
             raise CheckpointError(f"{self.where}: field {' or '.join(names)} is missing; is this a Qwen3-ASR config?")
         if kind is int and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
             raise CheckpointError(f"{self.where}: {names[0]} must be a positive integer, got {value!r}")
-        if kind is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise CheckpointError(f"{self.where}: {names[0]} must be a number, got {value!r}")
+        if kind is float and (isinstance(value, bool) or not isinstance(value, int | float) or value <= 0):
+            raise CheckpointError(f"{self.where}: {names[0]} must be a positive number, got {value!r}")
+        if kind is bool and not isinstance(value, bool):
+            raise CheckpointError(f"{self.where}: {names[0]} must be true or false, got {value!r}")
         return kind(value)
 
     def expect(self, name: str, *allowed: Any) -> None:
         """A setting that changes the computation must be one this code implements; absent means the usual one."""
-        value = self.values.get(name, allowed[0])
-        if value not in allowed:
+        value = self.values.get(name)
+        if value is not None and value not in allowed:
             raise CheckpointError(f"{self.where}: {name}={value!r} is not supported (only {allowed[0]!r})")
 
     def sub(self, *names: str) -> _Reader:
@@ -156,14 +158,11 @@ def _text_config(r: _Reader, tie_default: Any) -> TextConfig:
     r.expect("hidden_act", "silu")
     r.expect("attention_bias", False)
     r.expect("use_sliding_window", False)
-    rope = r.get("rope_parameters", "rope_scaling", default={})
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type != "default":
-        raise CheckpointError(f"{r.where}: rope_type={rope_type!r} is not supported (only 'default')")
+    section = next((n for n in ("rope_parameters", "rope_scaling") if r.get(n) is not None), None)
+    rope = _Reader({}, r.where) if section is None else r.sub(section)
+    _Reader({"rope_type": rope.get("rope_type", "type")}, rope.where).expect("rope_type", "default")
     theta = _Reader({"rope_theta": r.get("rope_theta", default=rope.get("rope_theta"))}, r.where)
-    tie = r.get("tie_word_embeddings", default=tie_default)
-    if tie is None:
-        raise CheckpointError(f"{r.where}: field tie_word_embeddings is missing; is this a Qwen3-ASR config?")
+    tie = _Reader({"tie_word_embeddings": r.get("tie_word_embeddings", default=tie_default)}, r.where)
     config = TextConfig(
         vocab_size=r.need(int, "vocab_size"),
         embed_dim=r.need(int, "hidden_size"),
@@ -175,7 +174,7 @@ def _text_config(r: _Reader, tie_default: Any) -> TextConfig:
         norm_eps=r.need(float, "rms_norm_eps"),
         rope_theta=theta.need(float, "rope_theta"),
         max_positions=r.need(int, "max_position_embeddings"),
-        tie_word_embeddings=bool(tie),
+        tie_word_embeddings=tie.need(bool, "tie_word_embeddings"),
     )
     if config.num_heads % config.num_kv_heads:
         raise CheckpointError(f"{r.where}: {config.num_heads} heads do not divide into {config.num_kv_heads} kv heads")
@@ -184,10 +183,12 @@ def _text_config(r: _Reader, tie_default: Any) -> TextConfig:
     return config
 
 
-def _ids(value: Any) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+def _list_of(kind: type, value: Any, where: str, name: str) -> tuple[Any, ...]:
+    """The value as a tuple; a single one counts as a list of one, None as an empty list."""
+    values = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    if not all(isinstance(v, kind) and not isinstance(v, bool) for v in values):
+        raise CheckpointError(f"{where}: {name} must be a list of {kind.__name__}, got {value!r}")
+    return tuple(values)
 
 
 def parse_config(
@@ -208,22 +209,26 @@ def parse_config(
             f"{where}: audio_config.output_dim {audio.output_dim} differs from text_config.hidden_size {text.embed_dim}"
         )
     classes = body.get("classify_num", default=root.get("classify_num"))
-    architectures = " ".join(root.get("architectures", default=[]))
-    if classes is None and layout == "native" and "TokenClassification" in architectures:
-        classes = root.get("num_labels", default=len(root.get("id2label", default={})) or None)
-        if classes is None:
+    if classes is None and layout == "native":
+        labels = root.get("id2label")
+        classes = root.get("num_labels", default=len(labels) if isinstance(labels, Mapping) else None)
+        architectures = _list_of(str, root.get("architectures"), where, "architectures")
+        if classes is None and "Qwen3ASRForTokenClassification" in architectures:
             raise CheckpointError(f"{where}: an aligner needs num_labels or id2label")
-    kind: Kind = "asr" if classes is None else "aligner"
+    kind: Kind = "asr"
+    if classes is not None:  # an aligner; its head is never tied, whatever the file's general flag says
+        kind, text = "aligner", dataclasses.replace(text, tie_word_embeddings=False)
+        classes = _Reader({"classes": classes}, where).need(int, "classes")
     eos = (generation or {}).get("eos_token_id")
     return ModelConfig(
         kind=kind,
         layout=layout,
         audio=audio,
         text=text,
-        head_rows=int(classes) if classes is not None else text.vocab_size,
+        head_rows=classes or text.vocab_size,
         audio_token_id=body.need(int, "audio_token_id"),
-        eos_token_ids=_ids(eos if eos is not None else root.get("eos_token_id")),
-        languages=tuple(root.get("support_languages", default=())),
+        eos_token_ids=_list_of(int, eos if eos is not None else root.get("eos_token_id"), where, "eos_token_id"),
+        languages=_list_of(str, root.get("support_languages"), where, "support_languages"),
     )
 
 
@@ -252,6 +257,7 @@ def read_config(model_dir: pathlib.Path) -> ModelConfig:
     config = read_json(model_dir / "config.json")
     generation_path = model_dir / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else None
-    if not isinstance(config, Mapping):
-        raise CheckpointError(f"{model_dir / 'config.json'}: not a JSON object")
+    for name, content in (("config.json", config), ("generation_config.json", generation or {})):
+        if not isinstance(content, Mapping):
+            raise CheckpointError(f"{model_dir / name}: not a JSON object")
     return parse_config(config, generation, where=str(model_dir / "config.json"))

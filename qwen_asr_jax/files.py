@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 from qwen_asr_jax.errors import OutputError
 
+_partial: set[pathlib.Path] = set()
+
 
 @contextlib.contextmanager
 def new_directory(out_dir: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -20,7 +22,7 @@ def new_directory(out_dir: pathlib.Path) -> Iterator[pathlib.Path]:
       OutputError: `out_dir` exists and is not empty, or its parent cannot be written.
     """
     out_dir = out_dir.expanduser().absolute()
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+    if out_dir.is_symlink() or (out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir()))):
         raise OutputError(f"{out_dir}: exists already; remove it or choose another --out")
     try:
         out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -28,14 +30,17 @@ def new_directory(out_dir: pathlib.Path) -> Iterator[pathlib.Path]:
         partial.chmod(0o755)
     except OSError as e:
         raise OutputError(f"{out_dir}: cannot be written ({e.strerror})") from None
+    _partial.add(partial)
     try:
         yield partial
         if out_dir.exists():
             out_dir.rmdir()
         partial.rename(out_dir)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    except OSError as e:
+        raise OutputError(f"{out_dir}: cannot be written ({e.strerror or e})") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already, if all went well
+        _partial.discard(partial)
 
 
 def writable_directory(path: pathlib.Path) -> pathlib.Path:
@@ -59,10 +64,26 @@ def write_text(path: pathlib.Path, text: str) -> None:
     Raises:
       OutputError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        handle, name = tempfile.mkstemp(prefix=".partial-", dir=path.parent)
+        partial = pathlib.Path(name)
+        _partial.add(partial)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as f:
+                f.write(text)
+            partial.chmod(0o644)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+            _partial.discard(partial)
     except OSError as e:
-        partial.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({e.strerror})") from None
+
+
+def remove_partial() -> None:
+    """Removes what is being written right now; for a process that ends at once."""
+    for path in list(_partial):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

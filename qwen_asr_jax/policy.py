@@ -35,8 +35,9 @@ class Policy:
     """One dtype per kind of array, by name (`float32`, `bfloat16` or `float16`).
 
     Raises:
-      UsageError: a name is unknown, or `accum_dtype` or `logits_dtype` is not float32 (half-precision sums are not
-        supported: 28 layers of them give wrong tokens).
+      UsageError: a name is unknown; `accum_dtype` or `logits_dtype` is not float32 (half-precision sums are not supported:
+        28 layers of them give wrong tokens); or weights would have to be converted to a narrower or another half-precision
+        dtype for every product (`compute_dtype` must be that of the weights, or float32).
     """
 
     name: str
@@ -51,6 +52,11 @@ class Policy:
             value = getattr(self, field.name)
             if value not in _DTYPES:
                 raise UsageError(f"policy {self.name}: {field.name}={value!r} is not one of {', '.join(_DTYPES)}")
+        if self.compute_dtype not in (self.param_dtype, "float32"):
+            raise UsageError(
+                f"policy {self.name}: compute_dtype must be float32 or that of the weights ({self.param_dtype}), got"
+                f" {self.compute_dtype}"
+            )
         for field_name in ("accum_dtype", "logits_dtype"):
             if getattr(self, field_name) != "float32":
                 raise UsageError(f"policy {self.name}: {field_name} must be float32, got {getattr(self, field_name)}")

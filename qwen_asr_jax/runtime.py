@@ -18,6 +18,11 @@ BACKENDS: tuple[Backend, ...] = ("auto", "cpu", "gpu")
 
 _MAX_THREADS_PER_CPU = 8  # more only waste memory, and far more abort the process inside XLA
 
+_CACHE_EVERYTHING = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
 
@@ -112,12 +117,15 @@ def _use_compilation_cache() -> None:
     """Turns on JAX's persistent cache for every program, however small. It is trusted code: owned by the user alone."""
     import jax
 
-    path = cache_dir()
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return  # a read-only home: every start compiles anew, which is slow but right
-    if CACHE_VARIABLE not in os.environ:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        try:
+            path = cache_dir()
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except (OSError, RuntimeError):
+            return  # no home, or a read-only one: every start compiles anew, which is slow but right
+        if not os.access(path, os.W_OK):
+            return
         jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for name, value in _CACHE_EVERYTHING.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)

@@ -6,14 +6,14 @@ python scripts/demo.py        (or: make demo)
 from __future__ import annotations
 
 import importlib.resources
+import os
 import pathlib
+import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from qwen_asr_jax import cli
-from qwen_asr_jax.checkpoint.random_checkpoint import write_random_checkpoint
-from qwen_asr_jax.pipelines.load import load_model
 
 flags.DEFINE_string("model_dir", "demo_model", "Where the checkpoint is made, and found again the next time.")
 FLAGS = flags.FLAGS
@@ -23,13 +23,17 @@ The text above is noise: no weights can be downloaded here, so these are random.
 format, the model, the compiled programs and the timings. For real transcripts:
 
     hf download Qwen/Qwen3-ASR-0.6B --local-dir Qwen3-ASR-0.6B
-    python scripts/transcribe.py qwen_asr_jax/assets/fox.flac --model_dir=Qwen3-ASR-0.6B
+    {python} scripts/transcribe.py qwen_asr_jax/assets/fox.flac --model_dir=Qwen3-ASR-0.6B
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Makes the checkpoint if need be, transcribes, and prints what a first look wants to see."""
     del argv
+
+    from qwen_asr_jax.checkpoint.random_checkpoint import write_random_checkpoint
+    from qwen_asr_jax.pipelines.load import load_model
+
     model_dir = pathlib.Path(FLAGS.model_dir)
     if not model_dir.exists():
         print(f"making a tiny random checkpoint in {model_dir} ...")
@@ -50,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         f"stages   mel {t.mel_ms:.1f} ms, encoder {t.encode_ms:.1f}, prefill {t.prefill_ms:.1f},"
         f" decode {t.decode_ms:.1f} for {len(result.tokens)} tokens"
     )
-    print(NOISE, end="")
+    print(NOISE.format(python=os.path.relpath(sys.executable)), end="")
     return cli.EXIT_OK
 
 

@@ -11,21 +11,23 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from qwen_asr_jax import cli
-from qwen_asr_jax.audio.read import Waveform, raw_s16le, read_audio
-from qwen_asr_jax.errors import AudioError, UsageError
-from qwen_asr_jax.files import writable_directory
-from qwen_asr_jax.pipelines.output import FORMATS, output_paths
+from qwen_asr_jax.errors import AudioError, QwenASRError, UsageError
+
+if TYPE_CHECKING:
+    from qwen_asr_jax.audio.read import Waveform
 
 cli.define_model_flags()
+flags.adopt_module_key_flags(cli)
 flags.DEFINE_string("language", None, "Force this language (name or code); detected when not given.")
 flags.DEFINE_string("context", "", "Text that biases recognition: names, terms, a topic.")
 flags.DEFINE_integer("max_new_tokens", 0, "Token budget per input; 0 scales it with the audio's length.", lower_bound=0)
 flags.DEFINE_integer("batch_size", 1, "Inputs to run at once.", lower_bound=1)
-flags.DEFINE_enum("output_format", "txt", FORMATS, "The transcript, or one JSON object per line.", short_name="f")
+flags.DEFINE_enum("output_format", "txt", ["txt", "json"], "The transcript, or one JSON object per line.", short_name="f")
 flags.DEFINE_string("output_dir", None, "Write one file per input there instead of printing.", short_name="o")
 flags.DEFINE_enum("stdin_format", "auto", ["auto", "s16le"], "What - is: an audio file, or raw 16-bit 16 kHz mono PCM.")
 FLAGS = flags.FLAGS
@@ -33,6 +35,10 @@ FLAGS = flags.FLAGS
 
 def read_stdin() -> Waveform:
     """Standard input as one clip."""
+    from qwen_asr_jax.audio.read import raw_s16le, read_audio
+
+    if sys.stdin is None:
+        raise AudioError("-: standard input is closed")
     data = sys.stdin.buffer.read()
     return raw_s16le(data, "-") if FLAGS.stdin_format == "s16le" else read_audio(data, name="-")
 
@@ -43,9 +49,15 @@ def main(names: Sequence[str]) -> int:
         raise UsageError("no audio given; usage: transcribe.py AUDIO [AUDIO ...] --model_dir=DIR")
     if list(names).count("-") > 1:
         raise UsageError("- (standard input) can be read only once")
+
+    from qwen_asr_jax.files import writable_directory
+    from qwen_asr_jax.pipelines.output import output_paths
+
     targets: list[pathlib.Path | None] = [None] * len(names)
     if FLAGS.output_dir is not None:
-        targets = [*output_paths(names, writable_directory(pathlib.Path(FLAGS.output_dir)), FLAGS.output_format)]
+        targets = [
+            *output_paths(names, writable_directory(pathlib.Path(FLAGS.output_dir).expanduser()), FLAGS.output_format)
+        ]
     model = cli.load_from_flags()
 
     from qwen_asr_jax.pipelines.reporter import Reporter
@@ -56,7 +68,9 @@ def main(names: Sequence[str]) -> int:
         if reporter.streams:
             try:
                 reporter.show(names[0], None, model.transcribe(inputs[0], on_text=reporter.show_text, **request))
-            except AudioError as e:
+            except UsageError:
+                raise
+            except QwenASRError as e:
                 reporter.show(names[0], None, e)
             return reporter.finish()
         results = model.transcribe_iter(inputs, batch_size=FLAGS.batch_size, on_progress=reporter.show_progress, **request)

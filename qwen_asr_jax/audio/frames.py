@@ -35,9 +35,3 @@ def num_audio_tokens(frames: int, config: AudioConfig) -> int:
     """Audio tokens that `frames` mel frames become: `chunk_tokens` per full chunk, `ceil(rest / 8)` for the tail."""
     full, rest = divmod(frames, config.chunk_frames)
     return full * config.chunk_tokens + -(-rest // 8)
-
-
-def max_audio_seconds(tokens: int, config: AudioConfig) -> int:
-    """Whole seconds of audio that fit into `tokens` audio tokens."""
-    frames = tokens // config.chunk_tokens * config.chunk_frames
-    return frames * HOP_LENGTH // SAMPLE_RATE

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import pathlib
+import stat
 import struct
 from typing import BinaryIO, TypeAlias
 
@@ -22,9 +22,13 @@ from qwen_asr_jax.audio.frames import MIN_SAMPLES, SAMPLE_RATE
 from qwen_asr_jax.errors import AudioError
 
 AudioInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | tuple[np.ndarray, int]
-"""A path, an encoded file as bytes or binary file object, a 16 kHz array, or `(array, sample_rate)`."""
+"""A path, an encoded file as bytes or binary file object, a 16 kHz array, or `(array, sample_rate)`. Whatever NumPy can turn
+into an array (JAX arrays, torch tensors on the CPU) counts as one."""
 
 _MAX_CHANNELS_FIRST = 8
+_BLOCK_FRAMES = 1 << 20
+_UNKNOWN_LENGTH = 0x7FFFF000
+"""WAV data lengths from here on are what programs write that stream into a pipe: they promise nothing."""
 _READABLE = "WAV, FLAC, OGG and MP3 are read; convert others with: ffmpeg -i INPUT -ar 16000 -ac 1 output.wav"
 
 
@@ -49,7 +53,7 @@ def describe(source: AudioInput) -> str:
     """A short name for an input: the path, or what kind of object it is."""
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
-    if isinstance(source, bytes):
+    if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
     if isinstance(source, tuple):
         return "<array>"
@@ -73,16 +77,17 @@ def read_audio(source: AudioInput, name: str | None = None) -> Waveform:
     """
     name = name or describe(source)
     warnings: list[str] = []
-    if isinstance(source, np.ndarray):
-        array, rate = _from_array(source, name), SAMPLE_RATE
-    elif isinstance(source, tuple):
-        if len(source) != 2 or not isinstance(source[0], np.ndarray):
+    rate: object = SAMPLE_RATE
+    if isinstance(source, tuple):
+        if len(source) != 2:
             raise AudioError(f"{name}: a tuple must be (array, sample_rate)")
-        array, rate = _from_array(source[0], name), source[1]
-    else:
+        array, rate = _from_array(_as_array(source[0], name), name), source[1]
+    elif isinstance(source, str | os.PathLike | bytes | bytearray | memoryview) or hasattr(source, "read"):
         array, rate = _decode(source, name, warnings)
-    if not isinstance(rate, int | np.integer) or rate <= 0:
-        raise AudioError(f"{name}: sample rate must be a positive integer, got {rate!r}")
+    else:
+        array = _from_array(_as_array(source, name), name)
+    if not isinstance(rate, int | float | np.integer | np.floating) or not rate > 0 or rate != int(rate):
+        raise AudioError(f"{name}: sample rate must be a positive whole number, got {rate!r}")
     return _finish(array, int(rate), name, warnings)
 
 
@@ -90,11 +95,21 @@ def raw_s16le(data: bytes, name: str) -> Waveform:
     """Headerless 16-bit little-endian 16 kHz mono PCM, as a recorder pipes it.
 
     Raises:
-      AudioError: there is no sample, or half a sample is left over at the end.
+      AudioError: there is no sample.
     """
+    warnings = []
     if len(data) % 2:
-        raise AudioError(f"{name}: {len(data)} bytes are no whole number of 16-bit samples; is it really s16le?")
-    return _finish(_from_array(np.frombuffer(data, dtype="<i2"), name), SAMPLE_RATE, name, [])
+        warnings.append(f"{name}: cut off in the middle of a sample; its one byte is dropped")
+        data = data[:-1]
+    return _finish(_from_array(np.frombuffer(data, dtype="<i2"), name), SAMPLE_RATE, name, warnings)
+
+
+def _as_array(source: object, name: str) -> np.ndarray:
+    if not hasattr(source, "__array__"):
+        raise AudioError(
+            f"{name}: {type(source).__name__} is no audio; give a path, bytes, a file object, an array or (array, sample_rate)"
+        )
+    return np.asarray(source)
 
 
 def _from_array(array: np.ndarray, name: str) -> np.ndarray:
@@ -104,7 +119,8 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     if array.ndim not in (1, 2):
         raise AudioError(f"{name}: an audio array has one axis (samples) or two (samples, channels), got {array.shape}")
     if array.dtype.kind == "f":
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused as such
+            return array.astype(np.float32)
     if array.dtype.kind == "i":
         return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
     if array.dtype == np.uint8:  # the one unsigned PCM format in use: 8-bit WAV, silence at 128
@@ -112,66 +128,86 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
     raise AudioError(f"{name}: arrays of {array.dtype} are not audio; give floats in [-1, 1] or integer PCM")
 
 
-def _decode(source: str | os.PathLike[str] | bytes | BinaryIO, name: str, warnings: list[str]) -> tuple[np.ndarray, int]:
-    data: bytes | None = None
-    if isinstance(source, str | os.PathLike):
-        path = pathlib.Path(source)
-        if path.is_dir():
-            raise AudioError(f"{name}: is a folder, not an audio file")
-        try:
-            with path.open("rb") as f:
-                head = f.read(12)
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise AudioError(f"{name}: no such file") from None
-        except OSError as e:
-            raise AudioError(f"{name}: cannot be read ({e.strerror})") from None
-        opened: str | io.BytesIO = str(path)
-    else:
-        data = source if isinstance(source, bytes) else source.read()
-        if not isinstance(data, bytes):
-            raise AudioError(f"{name}: the file object must be opened in binary mode")
-        head, size, opened = data[:12], len(data), io.BytesIO(data)
-    if size == 0:
-        raise AudioError(f"{name}: is empty (0 bytes)")
+def _decode(source: object, name: str, warnings: list[str]) -> tuple[np.ndarray, int]:
+    """Float32 `[num_samples, channels]` and sample rate of an encoded file."""
     try:
-        with soundfile.SoundFile(opened) as f:
-            expected, rate, container = f.frames, f.samplerate, f.format
-            array = f.read(dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as e:
-        reason = str(getattr(e, "error_string", e)).strip().rstrip(".")
-        raise AudioError(f"{name}: cannot be decoded ({reason}). {_READABLE}") from None
-    if len(array) == 0:
+        data = _open(source, name)
+    except AudioError:
+        raise
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise AudioError(
+            f"{name}: {'no such file' if isinstance(e, FileNotFoundError) else f'cannot be read ({reason})'}"
+        ) from None
+    with data:
+        size = data.seek(0, os.SEEK_END)
+        data.seek(0)
+        if size == 0:
+            raise AudioError(f"{name}: is empty (0 bytes)")
+        at, promised = _wav_data_length(data)
+        if at and promised == 0 and size > at:  # a recorder that was stopped before it could fill the length in
+            data = _with_length(data, at, size - at)
+        try:
+            # By number where there is one: soundfile takes a name that ends in .raw for headerless audio.
+            number = data.fileno() if isinstance(data, io.BufferedReader) else None
+            if number is not None:
+                os.lseek(number, 0, os.SEEK_SET)
+            with soundfile.SoundFile(data if number is None else number, closefd=False) as f:
+                expected, rate, container = f.frames, f.samplerate, f.format
+                blocks = []  # not all at once: a streamed FLAC claims 2^63 frames
+                while len(block := f.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                    blocks.append(block)
+        except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as e:
+            reason = str(getattr(e, "error_string", e)).strip().rstrip(".")
+            raise AudioError(f"{name}: cannot be decoded ({reason}). {_READABLE}") from None
+    if not blocks:
         raise AudioError(f"{name}: has a header but no samples")
-    missing = _missing_bytes(head, data if data is not None else pathlib.Path(str(opened)), size)
-    if missing:
+    array = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+    missing = at + promised - size if at and 0 < promised < _UNKNOWN_LENGTH else 0
+    if missing > 0:
         warnings.append(f"{name}: cut off, {missing} bytes are missing; what is there is used ({len(array) / rate:.2f} s)")
     elif container != "MP3" and len(array) < expected < 2**62:  # MP3 headers only estimate their length
         warnings.append(f"{name}: cut off, {len(array)} of {expected} samples could be read; they are used")
     return array, rate
 
 
-def _missing_bytes(head: bytes, source: bytes | pathlib.Path, size: int) -> int:
-    """Bytes that a WAV header promises beyond the end of the file; 0 for other formats.
+def _open(source: object, name: str) -> BinaryIO:
+    """A seekable binary file; what cannot be sought in (a pipe) is read to its end first."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source)
+    if isinstance(source, str | os.PathLike):
+        if os.path.isdir(source):
+            raise AudioError(f"{name}: is a folder, not an audio file")
+        f: BinaryIO = open(source, "rb")  # noqa: SIM115 - the caller closes it
+        return f if stat.S_ISREG(os.fstat(f.fileno()).st_mode) else io.BytesIO(f.read())
+    data = b"" if isinstance(source, io.TextIOBase) else source.read()  # type: ignore[attr-defined]
+    if isinstance(source, io.TextIOBase) or not isinstance(data, bytes):
+        raise AudioError(f"{name}: the file object must be opened in binary mode")
+    return io.BytesIO(data)
 
-    libsndfile reads what is there and says nothing. Streams written to a pipe carry 0 or 0xFFFFFFFF as their length, which
-    promises nothing.
+
+def _wav_data_length(data: BinaryIO) -> tuple[int, int]:
+    """Where a WAV file's samples start and how many bytes its header promises; (0, 0) for other formats.
+
+    libsndfile reads a cut-off file without a word, so this is looked at here.
     """
-    if head[:4] != b"RIFF" or head[8:12] != b"WAVE":
-        return 0
-    if isinstance(source, bytes):
-        block = source[: 1 << 16]
-    else:
-        with source.open("rb") as f:
-            block = f.read(1 << 16)
+    block = data.read(1 << 16)
+    data.seek(0)
+    if block[:4] != b"RIFF" or block[8:12] != b"WAVE":
+        return 0, 0
     at = 12
     while at + 8 <= len(block):
         tag, length = struct.unpack_from("<4sI", block, at)
         if tag == b"data":
-            promised = at + 8 + length
-            return 0 if length in (0, 0xFFFFFFFF, 0x7FFFFFFF) else max(0, promised - size)
+            return at + 8, length
         at += 8 + length + length % 2
-    return 0
+    return 0, 0
+
+
+def _with_length(data: BinaryIO, at: int, length: int) -> BinaryIO:
+    content = bytearray(data.read())
+    struct.pack_into("<I", content, at - 4, min(length, 0xFFFFFFFF))
+    return io.BytesIO(content)
 
 
 def _finish(array: np.ndarray, rate: int, name: str, warnings: list[str]) -> Waveform:
@@ -179,9 +215,9 @@ def _finish(array: np.ndarray, rate: int, name: str, warnings: list[str]) -> Wav
     if array.size == 0:
         raise AudioError(f"{name}: has no samples")
     duration_s = len(array) / rate
-    mono = array.mean(axis=1, dtype=np.float32) if array.ndim == 2 else array
-    if not np.isfinite(mono).all():
+    if not np.isfinite(array).all():
         raise AudioError(f"{name}: has NaN or infinite samples; repair the recording or replace them with zeros")
+    mono = array.mean(axis=1, dtype=np.float32) if array.ndim == 2 else array
     if rate != SAMPLE_RATE:
         mono = soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
     peak = float(np.max(np.abs(mono), initial=0.0))
@@ -194,10 +230,12 @@ def _finish(array: np.ndarray, rate: int, name: str, warnings: list[str]) -> Wav
 
 
 def duration_seconds(source: AudioInput) -> float | None:
-    """Seconds of audio a file claims in its header; None when that is not known without decoding it."""
-    if not isinstance(source, str | os.PathLike):
-        return None
+    """Seconds of audio a regular file claims in its header; None when that is not known without reading it."""
     try:
-        return float(soundfile.info(os.fspath(source)).duration)
-    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        if not isinstance(source, str | os.PathLike) or not os.path.isfile(source):
+            return None
+        with open(source, "rb") as f, soundfile.SoundFile(f.fileno(), closefd=False) as audio:
+            seconds = audio.frames / audio.samplerate
+    except (soundfile.LibsndfileError, RuntimeError, OSError, ValueError):
         return None
+    return seconds if seconds < 1e9 else None

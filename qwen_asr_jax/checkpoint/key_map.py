@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,6 @@ class Entry:
         """The stored tensor in the parameter's axis order (a view)."""
         return tensor.T if tensor.ndim == 4 else tensor
 
-    to_stored = to_parameter  # reversing all axes undoes itself
-
 
 def tensor_name(path: tuple[str | int, ...], config: ModelConfig, layout: Layout) -> str:
     """The checkpoint's name for the parameter at `path`.
@@ -83,7 +82,7 @@ def tensor_name(path: tuple[str | int, ...], config: ModelConfig, layout: Layout
     raise KeyError(dotted)
 
 
-def leaves(params: Params, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], object]]:
+def leaves(params: Params, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Any]]:
     """All `(path, leaf)` of a nested dict, in order."""
     if isinstance(params, dict):
         for key, value in params.items():
@@ -92,15 +91,14 @@ def leaves(params: Params, path: tuple[str | int, ...] = ()) -> Iterator[tuple[t
         yield path, params
 
 
-def entries(abstract: Params, config: ModelConfig, layout: Layout | None = None) -> list[Entry]:
+def entries(abstract: Params, config: ModelConfig) -> list[Entry]:
     """Every tensor that a checkpoint of this configuration must have.
 
     Args:
       abstract: parameter tree of shapes (`models.functional.split` of an abstract module).
-      layout: by default the configuration's own.
     """
     return [
-        Entry(path, tensor_name(path, config, layout or config.layout), tuple(leaf.shape), np.dtype(leaf.dtype))  # type: ignore[attr-defined]
+        Entry(path, tensor_name(path, config, config.layout), tuple(leaf.shape), np.dtype(leaf.dtype))
         for path, leaf in leaves(abstract)
     ]
 
@@ -110,3 +108,9 @@ def ignored_names(config: ModelConfig) -> frozenset[str]:
     if not config.text.tie_word_embeddings:
         return frozenset()
     return frozenset({"thinker.lm_head.weight", "lm_head.weight"})
+
+
+def summary(problems: Sequence[str], shown: int = 6) -> str:
+    """The first few of a list of problems on one line, and how many more there are."""
+    more = f"; and {len(problems) - shown} more" if len(problems) > shown else ""
+    return "; ".join(problems[:shown]) + more

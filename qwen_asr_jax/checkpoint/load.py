@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from qwen_asr_jax.checkpoint import orbax_store
-from qwen_asr_jax.checkpoint.key_map import Entry, entries, ignored_names
+from qwen_asr_jax.checkpoint.key_map import Entry, entries, ignored_names, summary
 from qwen_asr_jax.checkpoint.safetensors_reader import TensorFiles
 from qwen_asr_jax.config import ModelConfig
 from qwen_asr_jax.errors import CheckpointError
@@ -23,7 +23,6 @@ from qwen_asr_jax.ops.cast import FP16_LIMIT
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.typing import Array, DType, Params
 
-_SHOWN = 6
 _ALIGNMENT = 64  # XLA's CPU backend takes over a buffer without copying when it starts on a cache line
 
 
@@ -88,10 +87,9 @@ def check_tensors(model_dir: pathlib.Path, files: TensorFiles, wanted: list[Entr
             problems.append(f"{name} has shape {list(found)}, config.json makes it {list(entry.stored_shape)}")
     problems += [f"{name} is unknown" for name in files.shapes if name not in expected and name not in ignored]
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise CheckpointError(
-            f"{model_dir}: weights do not fit config.json: {'; '.join(problems[:_SHOWN])}{more}"
-            " (both must come from one Qwen3-ASR model; download it again if they should)"
+            f"{model_dir}: weights do not fit config.json: {summary(problems)} (both must come from one Qwen3-ASR model;"
+            " download it again if they should)"
         )
 
 

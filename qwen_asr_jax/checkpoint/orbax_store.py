@@ -7,16 +7,22 @@ OUT/params/                                                the parameter tree, i
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import pathlib
 import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 
-from qwen_asr_jax.checkpoint.key_map import leaves
+from qwen_asr_jax.checkpoint.key_map import leaves, summary
 from qwen_asr_jax.config import read_json
-from qwen_asr_jax.errors import CheckpointError
+from qwen_asr_jax.errors import CheckpointError, OutputError
+from qwen_asr_jax.ops.cast import narrow
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.typing import Params
 
@@ -44,14 +50,21 @@ def is_orbax(model_dir: pathlib.Path) -> bool:
 
 
 def save(source_dir: pathlib.Path, out_dir: pathlib.Path, params: Params, policy: Policy) -> None:
-    """Writes `params` and the source's side files into `out_dir`, which must be an empty directory."""
+    """Writes `params` and the source's side files into `out_dir`, which must be an empty directory.
+
+    Raises:
+      OutputError: it cannot be written.
+    """
     import orbax.checkpoint as ocp  # 0.6 s to import, and needed nowhere else
 
     for name in _SIDE_FILES:
         if (source_dir / name).exists():
             shutil.copyfile(source_dir / name, out_dir / name)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((out_dir / "params").absolute(), params)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((out_dir / "params").absolute(), params)
+    except Exception as e:  # orbax and TensorStore raise all kinds
+        raise OutputError(f"{out_dir}: cannot be written ({str(e).splitlines()[0][:200]})") from None
     marker = {"format": FORMAT, "policy": policy.name, "param_dtype": policy.param_dtype}
     (out_dir / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
@@ -68,28 +81,66 @@ def restore(model_dir: pathlib.Path, abstract: Params) -> Params:
     import orbax.checkpoint as ocp
 
     marker = read_json(model_dir / _MARKER)
-    if marker.get("format") != FORMAT:
+    found = marker.get("format") if isinstance(marker, dict) else None
+    if found != FORMAT:
         raise CheckpointError(
-            f"{model_dir}: written in format {marker.get('format')}, this version reads {FORMAT}; run"
-            " scripts/convert_checkpoint.py again on the original checkpoint"
+            f"{model_dir / _MARKER}: written in format {found}, this version reads {FORMAT};"
+            " run scripts/convert_checkpoint.py again on the original checkpoint"
         )
     path = (model_dir / "params").absolute()
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), abstract)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            _check_tree(model_dir, checkpointer.metadata(path), abstract)
-            return jax.block_until_ready(checkpointer.restore(path, target))
-    except (OSError, ValueError, KeyError) as e:
-        first_line = (str(e).splitlines() or [type(e).__name__])[0]
+        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+            stored = _stored_tree(model_dir, checkpointer.metadata(path), abstract)
+
+            def target(wanted: Any, found: Any) -> jax.ShapeDtypeStruct:
+                # Orbax casts while it reads, but without saturating: into float16 it must be done here.
+                dtype = found.dtype if wanted.dtype == np.float16 else wanted.dtype
+                return jax.ShapeDtypeStruct(wanted.shape, dtype, sharding=device)
+
+            params = checkpointer.restore(path, jax.tree.map(target, abstract, stored))
+            return _narrowed(params, abstract)
+    except CheckpointError:
+        raise
+    except Exception as e:  # orbax and TensorStore raise all kinds, some with pages of text
+        first_line = (str(e).splitlines() or [type(e).__name__])[0][:200]
         raise CheckpointError(f"{path}: cannot be restored ({first_line}); convert the checkpoint again") from None
 
 
-def _check_tree(model_dir: pathlib.Path, metadata: Any, abstract: Params) -> None:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing on stderr: on damaged files TensorStore's threads print pages there, beside the error that they raise."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
+
+
+def _narrowed(params: Params, abstract: Params) -> Params:
+    """The tree in the wanted dtypes, leaf by leaf and in place, so that memory peaks one leaf above the result."""
+    for key, wanted in abstract.items():
+        params[key] = _narrowed(params[key], wanted) if isinstance(wanted, dict) else narrow(params[key], wanted.dtype)
+    return params
+
+
+def _stored_tree(model_dir: pathlib.Path, metadata: Any, abstract: Params) -> Params:
+    """The tree of stored shapes and dtypes, keyed as `abstract`, once it is known to fit that.
+
+    Raises:
+      CheckpointError: it does not fit, or is not there.
+    """
     tree = getattr(metadata, "item_metadata", metadata)
     tree = getattr(tree, "tree", tree)
-    found = {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in leaves(tree)}  # type: ignore[attr-defined]
-    wanted = {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in leaves(abstract)}  # type: ignore[attr-defined]
+    if tree is None:
+        raise CheckpointError(f"{model_dir / 'params'}: absent or damaged; convert the checkpoint again")
+    by_name = {".".join(map(str, path)): leaf for path, leaf in leaves(tree)}
+    found = {name: tuple(leaf.shape) for name, leaf in by_name.items()}
+    wanted = {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in leaves(abstract)}
     problems = [f"{name} is missing" for name in wanted if name not in found]
     problems += [f"{name} is unknown" for name in found if name not in wanted]
     problems += [
@@ -99,10 +150,9 @@ def _check_tree(model_dir: pathlib.Path, metadata: Any, abstract: Params) -> Non
     ]
     if problems:
         raise CheckpointError(
-            f"{model_dir}: params do not fit config.json: {'; '.join(problems[:6])}"
-            + (f"; and {len(problems) - 6} more" if len(problems) > 6 else "")
-            + " (convert the checkpoint again)"
+            f"{model_dir}: params do not fit config.json: {summary(problems)} (convert the checkpoint again)"
         )
+    return jax.tree_util.tree_map_with_path(lambda path, _: by_name[".".join(str(k.key) for k in path)], abstract)
 
 
 def num_bytes(params: Params) -> int:

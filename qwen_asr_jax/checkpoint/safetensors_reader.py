@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
 from qwen_asr_jax.config import read_json
-from qwen_asr_jax.errors import CheckpointError
+from qwen_asr_jax.errors import CheckpointError, OutputError
 
 _REMAP_BYTES = 256 << 20
 """A file is closed and mapped again after this many bytes: pages read from a mapping count as resident until then."""
@@ -55,8 +54,8 @@ class TensorFiles:
     def _read_index(self, index: pathlib.Path) -> None:
         content = read_json(index)
         weight_map = content.get("weight_map") if isinstance(content, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index}: field weight_map is missing or empty; download the file again")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(f, str) for f in weight_map.values()):
+            raise CheckpointError(f"{index}: field weight_map is missing, empty or malformed; download the file again")
         for file_name in sorted(set(weight_map.values())):
             names = {name for name, f in weight_map.items() if f == file_name}
             path = self.model_dir / file_name
@@ -66,6 +65,11 @@ class TensorFiles:
                 self._read_file(path, names)
 
     def _read_file(self, path: pathlib.Path, expected: set[str] | None) -> None:
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as e:
+            raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from None
         try:
             with safetensors.safe_open(path, framework="np") as f:
                 names = set(f.keys())
@@ -115,9 +119,16 @@ class TensorFiles:
             raise CheckpointError(f"{path}: cannot be read ({e}); download it again") from None
 
 
-def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any] | None = None) -> None:
-    """Writes one safetensors file, with the `format` metadata that transformers asks for."""
+def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes one safetensors file, with the `format` metadata that transformers asks for.
+
+    Raises:
+      OutputError: it cannot be written (disk full, for one).
+    """
     from safetensors.numpy import save_file
 
-    save_file(tensors, path, metadata={"format": "pt", **(metadata or {})})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as e:
+        raise OutputError(f"{path}: cannot be written ({e})") from None
     path.chmod(0o644)  # the library makes the file private

@@ -85,7 +85,10 @@ class Engine:
         longest, budget = int(lengths.max()), np.zeros(rows, np.int32)
         budget[: len(budgets)] = budgets
         slots = self.buckets.cache(longest, int(budget.max()))
-        state = self._spare.pop((rows, slots), None) or new_state(self.config.text, self.policy, rows, slots)
+        state = self._spare.pop((rows, slots), None)
+        if state is None:
+            self._spare.clear()  # before the new cache is made: only one is ever held
+            state = new_state(self.config.text, self.policy, rows, slots)
         at = 0
         for size in self.buckets.blocks(longest):
             ids, audio_index = prompt_block(prompts, rows, at, size)

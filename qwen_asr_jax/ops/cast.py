@@ -1,9 +1,10 @@
-"""The one way in which values enter a narrower dtype."""
+"""The one way in which values enter a narrower dtype, and the precision that a dtype asks of products."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from qwen_asr_jax.typing import Array, DType
 
@@ -20,3 +21,8 @@ def narrow(x: Array, dtype: DType) -> Array:
     if dtype == np.float16 and x.dtype != np.float16:
         x = jnp.clip(x, -FP16_LIMIT, FP16_LIMIT)
     return x.astype(dtype)
+
+
+def precision_of(operand: Array) -> lax.Precision:
+    """The precision for products of such operands: float32 means float32, not the TF32 that recent GPUs would take."""
+    return lax.Precision.HIGHEST if operand.dtype == np.float32 else lax.Precision.DEFAULT

@@ -8,9 +8,9 @@ bfloat16 convolutions, for which cuDNN often has no algorithm (jax issue 37922).
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from qwen_asr_jax.ops.cast import precision_of
 from qwen_asr_jax.typing import Array, DType
 
 _THIN = 8
@@ -46,7 +46,7 @@ def conv_stride2(x: Array, weight: Array, bias: Array, *, accum_dtype: DType) ->
             view,
             matrix,
             (((3,), (0,)), ((), ())),
-            precision=lax.Precision.HIGHEST if x.dtype == np.float32 else lax.Precision.DEFAULT,
+            precision=precision_of(x),
             preferred_element_type=accum_dtype,
         )
     return out

@@ -66,7 +66,8 @@ def load_model(
     config = reconcile(path, config, tokenizer)
     checkpoint = load_checkpoint(path, config, policy)
     engine = Engine(checkpoint, policy, (options or EngineOptions()).buckets())
-    return QwenASR(engine, tokenizer, name=path.name, load_s=time.perf_counter() - start)
+    name = path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir)
+    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start)
 
 
 def find_model(model_dir: str | os.PathLike[str]) -> pathlib.Path:
@@ -75,14 +76,15 @@ def find_model(model_dir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       CheckpointError: it is neither a directory nor a Hub id that can be fetched.
     """
-    path = pathlib.Path(model_dir).expanduser()
-    if path.is_dir():
-        try:
-            next(path.iterdir(), None)
-        except OSError as e:
-            raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from None
-        return path
-    if path.exists():
+    path = pathlib.Path(os.path.expanduser(model_dir))
+    try:
+        if os.path.isdir(path):
+            os.listdir(path)
+            return path
+        exists = path.exists()
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"{path}: cannot be read ({getattr(e, 'strerror', None) or e})") from None
+    if exists:
         raise CheckpointError(f"{path}: is a file; model_dir must be the directory that holds config.json")
     name = os.fspath(model_dir)
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
@@ -92,13 +94,12 @@ def find_model(model_dir: str | os.PathLike[str]) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise CheckpointError(
-            f'{name}: no such directory; to fetch it from the Hub: pip install "qwen_asr_jax[hub]"'
-        ) from None
+        raise CheckpointError(f'{name}: no such directory; if it is a Hub id: pip install "qwen_asr_jax[hub]"') from None
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name))
     except Exception as e:  # network, authentication, offline mode and unknown ids all raise their own kinds
-        raise CheckpointError(f"{name}: cannot be fetched from the Hub ({str(e).splitlines()[0]})") from None
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        raise CheckpointError(f"{name}: no such directory, and it cannot be fetched from the Hub ({reason})") from None
 
 
 def reconcile(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -118,6 +119,8 @@ def reconcile(path: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer) -> 
             f"{path}: the tokenizer has {tokenizer.size} entries, config.json only vocab_size {config.text.vocab_size};"
             " both must come from one model"
         )
-    if not config.eos_token_ids:
-        return dataclasses.replace(config, eos_token_ids=(special.end_of_text, special.im_end))
-    return config
+    # Either end token ends the text, also where the files name only one; a fine-tuned model may have more.
+    eos_ids = tuple(sorted({*config.eos_token_ids, special.end_of_text, special.im_end}))
+    if not 0 <= eos_ids[0] <= eos_ids[-1] < config.text.vocab_size:
+        raise CheckpointError(f"{path}: eos_token_id {list(config.eos_token_ids)} is not within the vocabulary")
+    return dataclasses.replace(config, eos_token_ids=eos_ids)

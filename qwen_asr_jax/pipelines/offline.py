@@ -93,7 +93,8 @@ class QwenASR:
           context: free text that biases recognition: names, terms, a topic.
           max_new_tokens: token budget; 0 scales it with the audio's length.
           batch_size: with a list, most inputs to run at once.
-          on_text: called with each new piece of text as it is decoded; one input only.
+          on_text: called with each new piece of text as it is decoded; one input only. The pieces make up the result's text,
+            unless a loop had to be taken out of that in the end.
 
         Returns:
           The result, or a list of results in the order of the inputs.
@@ -101,28 +102,17 @@ class QwenASR:
         Raises:
           AudioError, UsageError: an input or argument cannot be used; in a list, the first one that cannot.
         """
+        language = self._checked(language, context, max_new_tokens)
         if isinstance(audio, list):
             if on_text is not None:
                 raise UsageError("on_text works for one input at a time, not for a list")
-            found = self.transcribe_iter(
-                audio,
-                language=language,
-                context=context,
-                max_new_tokens=max_new_tokens,
-                batch_size=max(1, min(batch_size, len(audio))),
-            )
-            results = []
-            for result in found:
-                if isinstance(result, QwenASRError):
-                    raise result
-                results.append(result)
-            return results
-        language = self._language(language)
+            if batch_size < 1:
+                raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+            jobs = [self._job(each, language, context, max_new_tokens) for each in audio]  # all are read before any is run
+            found = dict(self._run_sorted(dict(enumerate(jobs)), language, batch_size))
+            return [_raised(found[i]) for i in range(len(jobs))]
         job = self._job(audio, language, context, max_new_tokens)
-        result = self._run([job], language, on_text=on_text)[0]
-        if isinstance(result, QwenASRError):
-            raise result
-        return result
+        return _raised(self._run([job], language, on_text=on_text)[0])
 
     def transcribe_iter(
         self,
@@ -147,7 +137,7 @@ class QwenASR:
         """
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-        language = self._language(language)
+        language = self._checked(language, context, max_new_tokens)
         done_s = 0.0
         for group in _grouped(inputs, 1 if batch_size == 1 else batch_size * _LOOKAHEAD_BATCHES):
             results: dict[int, Transcription | QwenASRError] = {}
@@ -157,27 +147,47 @@ class QwenASR:
                     jobs[i] = self._job(audio, language, context, max_new_tokens)
                 except QwenASRError as e:
                     results[i] = e
-            by_length = sorted(jobs, key=lambda i: len(jobs[i].waveform.samples))
-            for at in range(0, len(by_length), batch_size):
-                batch = by_length[at : at + batch_size]
-                seconds = sum(jobs[i].waveform.duration_s for i in batch)
+            next_one = 0
+            for done, result in self._run_sorted(jobs, language, batch_size, on_progress, done_s):
+                results[done] = result
+                while next_one in results:
+                    yield results.pop(next_one)
+                    next_one += 1
+            yield from (results[i] for i in range(next_one, len(group)))
+            done_s += sum(job.waveform.duration_s for job in jobs.values())
 
-                def report(share: float, base: float = done_s, seconds: float = seconds) -> None:
-                    if on_progress is not None:
-                        on_progress(base + share * seconds)
+    def _run_sorted(
+        self,
+        jobs: dict[int, _Job],
+        language: str | None,
+        batch_size: int,
+        on_progress: Callable[[float], None] | None = None,
+        done_s: float = 0.0,
+    ) -> Iterator[tuple[int, Transcription | QwenASRError]]:
+        """Runs the jobs in batches of similar length; yields `(key, result)` as batches finish."""
+        by_length = sorted(jobs, key=lambda i: len(jobs[i].waveform.samples))
+        for at in range(0, len(by_length), batch_size):
+            batch = by_length[at : at + batch_size]
+            seconds = sum(jobs[i].waveform.duration_s for i in batch)
 
-                results.update(zip(batch, self._run([jobs[i] for i in batch], language, on_share=report), strict=True))
-                done_s += seconds
-                report(1.0)
-            yield from (results[i] for i in range(len(group)))
+            def report(share: float, base: float = done_s, seconds: float = seconds) -> None:
+                if on_progress is not None:
+                    on_progress(base + share * seconds)
 
-    def _language(self, language: str | None) -> str | None:
+            results = self._run([jobs[i] for i in batch], language, on_share=report)
+            done_s += seconds
+            report(1.0)
+            yield from zip(batch, results, strict=True)
+
+    def _checked(self, language: str | None, context: str, max_new_tokens: int) -> str | None:
+        """The resolved language, once all of a request's arguments are known to be usable."""
+        if max_new_tokens < 0:
+            raise UsageError(f"max_new_tokens must be 0 (automatic) or more, got {max_new_tokens}")
+        self.tokenizer.encode(context)
         return resolve_language(language, self.engine.config.languages)
 
     def _job(self, audio: Source, language: str | None, context: str, max_new_tokens: int) -> _Job:
         """Reads one input and fits it into the model's positions."""
-        if max_new_tokens < 0:
-            raise UsageError(f"max_new_tokens must be 0 (automatic) or more, got {max_new_tokens}")
         start = time.perf_counter()
         if callable(audio):
             audio = audio()
@@ -216,7 +226,22 @@ class QwenASR:
         on_text: Callable[[str], None] | None = None,
         on_share: Callable[[float], None] | None = None,
     ) -> list[Transcription | QwenASRError]:
-        """Runs one batch through all stages."""
+        """Runs one batch through all stages; running out of memory is an error of its inputs, not of the whole run."""
+        try:
+            return self._run_stages(jobs, language, on_text, on_share)
+        except (jax.errors.JaxRuntimeError, MemoryError) as e:
+            if isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(e):
+                raise
+            remedy = "reduce the batch size" if len(jobs) > 1 else "split the audio, or use a smaller model or policy"
+            return [QwenASRError(f"{job.waveform.name}: the device is out of memory; {remedy}") for job in jobs]
+
+    def _run_stages(
+        self,
+        jobs: Sequence[_Job],
+        language: str | None,
+        on_text: Callable[[str], None] | None,
+        on_share: Callable[[float], None] | None,
+    ) -> list[Transcription | QwenASRError]:
         engine = self.engine
         clock = _Clock()
         mel = jax.block_until_ready(engine.log_mel([job.waveform.samples for job in jobs]))
@@ -229,7 +254,7 @@ class QwenASR:
         ttft_ms = clock.total()
         expected = sum(8 + _TOKENS_PER_SECOND * job.waveform.duration_s for job in jobs)
         shown = ""
-        while not all(self._ended(row, job.budget) for row, job in zip(rows, jobs, strict=True)):
+        while not np.asarray(state.done).all():
             state, tokens = engine.decode(state, STREAM_STEPS if on_text else engine.buckets.decode_chunk)
             for row, new in zip(rows, tokens, strict=False):
                 row.extend(new[new != NO_TOKEN].tolist())
@@ -256,6 +281,8 @@ class QwenASR:
             ended = row[-1] in engine.config.eos_token_ids
             ids = row[:-1] if ended else row
             found, text = parse_output(self.tokenizer.decode(ids), language)
+            if on_text is not None and len(text) > len(shown) and text.startswith(shown):
+                on_text(text[len(shown) :])
             timings = Timings(
                 load_audio_ms=job.load_ms,
                 mel_ms=mel_ms,
@@ -281,9 +308,6 @@ class QwenASR:
             )
         return results
 
-    def _ended(self, tokens: Sequence[int], budget: int) -> bool:
-        return tokens[-1] in self.engine.config.eos_token_ids or len(tokens) >= budget
-
 
 class _Clock:
     """Milliseconds since it was made, and since the last lap."""
@@ -297,6 +321,12 @@ class _Clock:
 
     def total(self) -> float:
         return (time.perf_counter() - self._start) * 1e3
+
+
+def _raised(result: Transcription | QwenASRError) -> Transcription:
+    if isinstance(result, QwenASRError):
+        raise result
+    return result
 
 
 def _grouped(inputs: Iterable[Source], size: int) -> Iterator[list[Source]]:

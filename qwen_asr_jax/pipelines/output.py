@@ -11,8 +11,6 @@ from typing import Any
 from qwen_asr_jax.errors import UsageError
 from qwen_asr_jax.pipelines.result import Transcription
 
-FORMATS = ("txt", "json")
-
 
 def record(result: Transcription, *, model: str, policy: str, backend: str) -> dict[str, Any]:
     """The JSON object of one result. Keys are a promise: new ones may come, none goes."""
@@ -35,10 +33,12 @@ def record(result: Transcription, *, model: str, policy: str, backend: str) -> d
     }
 
 
-def render(result: Transcription, output_format: str, *, model: str, policy: str, backend: str) -> str:
-    """One result in the given format, without a line break at the end."""
+def render(
+    result: Transcription, output_format: str, *, model: str, policy: str, backend: str, ascii_only: bool = False
+) -> str:
+    """One result in the given format, without a line break at the end; `ascii_only` escapes all else in JSON."""
     if output_format == "json":
-        return json.dumps(record(result, model=model, policy=policy, backend=backend), ensure_ascii=False)
+        return json.dumps(record(result, model=model, policy=policy, backend=backend), ensure_ascii=ascii_only)
     return result.text
 
 

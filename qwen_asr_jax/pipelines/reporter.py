@@ -15,7 +15,7 @@ import tqdm
 from qwen_asr_jax.audio.read import duration_seconds
 from qwen_asr_jax.cli import EXIT_FAILED, EXIT_OK, STARTED, warn
 from qwen_asr_jax.engine.compilations import compilations
-from qwen_asr_jax.errors import QwenASRError
+from qwen_asr_jax.errors import OutputError, QwenASRError
 from qwen_asr_jax.files import write_text
 from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.output import render
@@ -51,8 +51,9 @@ class Reporter:
         self._count = len(names)
         self._streamed = ""
         self.streams = len(names) == 1 and targets[0] is None and output_format == "txt" and sys.stdout.isatty()
-        durations = [duration_seconds(name) for name in names if name != "-"]
-        total_s = sum(d for d in durations if d is not None)
+        self._durations = {name: None if name == "-" else duration_seconds(name) for name in names}
+        self._failed_s = 0.0
+        total_s = sum(d for d in self._durations.values() if d is not None)
         hidden = self.streams or not sys.stderr.isatty() or (len(names) == 1 and total_s < LONG_S)
         self._bar = tqdm.tqdm(
             total=round(total_s, 1),
@@ -82,18 +83,22 @@ class Reporter:
 
     def show_progress(self, seconds: float) -> None:
         """Moves the bar to so many seconds of audio."""
-        self._bar.n = min(seconds, self._bar.total or seconds)
+        self._bar.n = min(seconds + self._failed_s, self._bar.total or 0.0)
         self._bar.refresh()
 
     def show(self, name: str, target: pathlib.Path | None, result: Transcription | QwenASRError) -> None:
         """Prints or writes one result; an error is counted and said."""
         self._bar.clear()
         self._shown += 1
+        if not isinstance(result, QwenASRError):
+            try:
+                self._show_result(target, result)
+            except OutputError as e:
+                result = e
         if isinstance(result, QwenASRError):
             self._failed.append(name)
+            self._failed_s += self._durations.get(name) or 0.0
             warn(str(result))
-        else:
-            self._show_result(target, result)
         self._bar.set_description_str(f"{self._shown}/{self._count} files")
 
     def _show_result(self, target: pathlib.Path | None, result: Transcription) -> None:
@@ -103,6 +108,7 @@ class Reporter:
             model=self._model.name,
             policy=self._model.engine.policy.name,
             backend=jax.default_backend(),
+            ascii_only=target is None and "utf" not in (sys.stdout.encoding or "").lower(),
         )
         if target is not None:
             write_text(target, text + "\n")

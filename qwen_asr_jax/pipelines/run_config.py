@@ -8,7 +8,7 @@ import ml_collections
 
 from qwen_asr_jax.engine.buckets import Buckets, default_buckets
 from qwen_asr_jax.errors import UsageError
-from qwen_asr_jax.policy import Policy
+from qwen_asr_jax.policy import PRESETS, Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,4 +48,7 @@ def from_run_config(config: ml_collections.ConfigDict) -> tuple[Policy, EngineOp
     Raises:
       UsageError: a value is not allowed.
     """
-    return Policy(**config.policy.to_dict()), EngineOptions(**config.engine.to_dict())
+    policy = Policy(**config.policy.to_dict())
+    if policy.name in PRESETS and policy != PRESETS[policy.name]:
+        policy = dataclasses.replace(policy, name=f"{policy.name}, changed")  # no result may claim a preset it did not run
+    return policy, EngineOptions(**config.engine.to_dict())

@@ -25,7 +25,7 @@ def parse_output(raw: str | None, forced_language: str | None = None) -> tuple[s
         return "", ""
     raw = fix_repetitions(raw.strip())
     if forced_language:
-        return forced_language, _OWN_TAG.sub("", raw, count=1) if _OWN_TAG.match(raw) else raw
+        return forced_language, _OWN_TAG.sub("", raw, count=1).strip() if _OWN_TAG.match(raw) else raw
     if ASR_TAG not in raw:
         return "", raw
     meta, text = raw.split(ASR_TAG, 1)
@@ -39,21 +39,12 @@ def parse_output(raw: str | None, forced_language: str | None = None) -> tuple[s
     return "", text
 
 
-def merge_languages(languages: list[str]) -> str:
-    """Languages of consecutive pieces as one string: empty ones and direct repeats dropped, joined by commas."""
-    merged: list[str] = []
-    for language in languages:
-        if language and (not merged or merged[-1] != language):
-            merged.append(language)
-    return ",".join(merged)
-
-
 def transcript_so_far(raw: str, forced: bool) -> str:
     """The part of a growing output that may be shown: behind the tag, or all of it when the language was forced.
 
-    Leading white space and an incomplete last character (U+FFFD at the end) are held back.
+    White space at either end and an incomplete last character (U+FFFD at the end) are held back.
     """
-    raw = raw.rstrip("\ufffd").lstrip()
+    raw = raw.rstrip("\ufffd").strip()
     if forced:
         if _OWN_TAG.match(raw):
             return raw.split(ASR_TAG, 1)[1].lstrip()

@@ -10,12 +10,13 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from qwen_asr_jax.config import read_json
-from qwen_asr_jax.errors import CheckpointError
+from qwen_asr_jax.errors import CheckpointError, UsageError
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,12 +31,10 @@ class SpecialIds:
     """Ids of the tokens that the prompt and the decoding loop need, by their text in the vocabulary."""
 
     end_of_text: int
-    im_start: int
     im_end: int
     audio_start: int
     audio_end: int
     audio_pad: int
-    asr_text: int | None
     timestamp: int | None
 
 
@@ -55,12 +54,10 @@ class Tokenizer:
 
         self.special = SpecialIds(
             end_of_text=need("<|endoftext|>"),
-            im_start=need("<|im_start|>"),
             im_end=need("<|im_end|>"),
             audio_start=need("<|audio_start|>"),
             audio_end=need("<|audio_end|>"),
             audio_pad=need("<|audio_pad|>"),
-            asr_text=backend.token_to_id("<asr_text>"),
             timestamp=backend.token_to_id("<timestamp>"),
         )
 
@@ -70,7 +67,15 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; the strings of added tokens inside it become those tokens."""
+        """Ids of `text`; the strings of added tokens inside it become those tokens.
+
+        Raises:
+          UsageError: the text is not valid Unicode (lone surrogates, as from undecodable command lines).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"text is not valid Unicode: {text[:40]!a}") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -132,29 +137,40 @@ def _from_vocab(model_dir: pathlib.Path) -> tokenizers.Tokenizer:
             " of the original model beside the weights"
         )
     settings = read_json(model_dir / "tokenizer_config.json")
-    vocab_size = len(read_json(vocab))
+    entries = read_json(vocab)
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{vocab}: not a JSON object; download the file again")
     try:
+        merges.read_bytes()
         bpe = models.BPE.from_file(str(vocab), str(merges))
+    except OSError as e:
+        raise CheckpointError(f"{merges}: cannot be read ({e.strerror})") from None
     except Exception as e:  # the library raises bare Exception
         raise CheckpointError(f"{merges}: does not fit {vocab.name} ({e}); both must come from one model") from None
     backend = byte_level_bpe(bpe)
-    added = settings.get("added_tokens_decoder") if isinstance(settings, dict) else None
-    if not added:
-        raise CheckpointError(f"{model_dir / 'tokenizer_config.json'}: field added_tokens_decoder is missing")
-    entries = sorted((int(i), entry) for i, entry in added.items())
-    for i, entry in entries:
-        token = AddedToken(
-            entry["content"],
-            single_word=entry.get("single_word", False),
-            lstrip=entry.get("lstrip", False),
-            rstrip=entry.get("rstrip", False),
-            normalized=entry.get("normalized", False),
-            special=entry.get("special", False),
+    where = model_dir / "tokenizer_config.json"
+    try:
+        added = sorted(
+            ((int(i), _added_token(entry)) for i, entry in settings["added_tokens_decoder"].items()), key=lambda e: e[0]
         )
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
-        if backend.token_to_id(token.content) != i:
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise CheckpointError(
+            f"{where}: field added_tokens_decoder is missing or malformed; copy the file from the original model"
+        ) from None
+    for i, (text, special, options) in added:
+        token = AddedToken(text, special=special, **options)
+        (backend.add_special_tokens if special else backend.add_tokens)([token])
+        if backend.token_to_id(text) != i:
             raise CheckpointError(
-                f"{model_dir}: vocab.json has {vocab_size} entries, but tokenizer_config.json wants {token.content} at"
-                f" {i} (it would be {backend.token_to_id(token.content)}); both must come from one model"
+                f"{model_dir}: vocab.json has {len(entries)} entries, but tokenizer_config.json wants {text} at {i} (it would"
+                f" be {backend.token_to_id(text)}); both must come from one model"
             )
     return backend
+
+
+def _added_token(entry: dict[str, Any]) -> tuple[str, bool, dict[str, bool]]:
+    """Text, `special` flag and matching options of one entry of `added_tokens_decoder`."""
+    options = {name: bool(entry.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")}
+    if not isinstance(entry["content"], str):
+        raise TypeError
+    return entry["content"], bool(entry.get("special", False)), options

@@ -11,6 +11,7 @@ import shutil
 
 from tokenizers import models, pre_tokenizers, trainers
 
+from qwen_asr_jax.config import read_json
 from qwen_asr_jax.errors import CheckpointError
 from qwen_asr_jax.text.languages import LANGUAGE_CODES
 from qwen_asr_jax.text.tokenizer import Tokenizer, byte_level_bpe, load_tokenizer
@@ -24,7 +25,8 @@ ADDED_TOKENS: tuple[tuple[str, bool], ...] = (
     *((f"<|{name}|>", _PLAIN) for name in ("fim_prefix", "fim_middle", "fim_suffix", "fim_pad", "repo_name", "file_sep")),
     *((text, _PLAIN) for text in ("<tool_response>", "</tool_response>", "<think>", "</think>")),
     *((f"<|{name}|>", _SPECIAL) for name in ("audio_start", "audio_end")),
-    *((f"<{name}>", _PLAIN) for name in ("tts_pad", "tts_text_bos", "tts_text_eod", "tts_text_bos_single", "non_speech")),
+    *((f"<{name}>", _SPECIAL) for name in ("tts_pad", "tts_text_bos", "tts_text_eod", "tts_text_bos_single")),
+    ("<non_speech>", _PLAIN),
     ("<|audio_pad|>", _SPECIAL),
     *((f"<blank{i}>", _SPECIAL) for i in range(1, 28)),
     ("<asr_text>", _PLAIN),
@@ -60,7 +62,7 @@ def write_tokenizer(
             if not (tokenizer_dir / name).exists():
                 raise CheckpointError(f"{tokenizer_dir / name}: no such file; --tokenizer_dir needs it")
             shutil.copyfile(tokenizer_dir / name, out_dir / name)
-    base = len(json.loads((out_dir / "vocab.json").read_text(encoding="utf-8")))
+    base = len(read_json(out_dir / "vocab.json"))
     added = ADDED_TOKENS + ((("<timestamp>", _PLAIN),) if with_timestamp else ())
     settings = {
         "added_tokens_decoder": {

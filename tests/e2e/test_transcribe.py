@@ -49,7 +49,7 @@ def run(script: str, *arguments, stdin: bytes = b"", status: int = 0, env: dict[
     done = subprocess.run(
         command(script, *arguments), input=stdin, capture_output=True, cwd=ROOT, env=env or environment(), timeout=120
     )
-    out, err = done.stdout.decode(errors="surrogateescape"), done.stderr.decode()
+    out, err = (stream.decode(errors="surrogateescape") for stream in (done.stdout, done.stderr))
     assert "Traceback" not in err, err
     assert done.returncode == status, err
     return out, err
@@ -133,7 +133,10 @@ def test_one_json_object_per_input_in_order(tiny_original, model, wavs):
 def test_the_transcript_and_nothing_else_is_on_stdout_in_any_locale(ending, short, variables):
     text = load_model(ending[0], "bf16").transcribe(short).text
     assert not text.isascii()
-    assert transcribe(ending[0], short, env=environment(**variables)) == (text + "\n", "")
+    out, err = transcribe(ending[0], short, env=environment(**variables))
+    escaped = text.encode("ascii", "backslashreplace").decode()
+    assert out.removesuffix("\n") in ({text, escaped} if variables else {text})
+    assert err == ""
 
 
 def test_every_end_token_of_generation_config_ends_the_text(ending, short):
@@ -180,14 +183,11 @@ def test_a_language_may_be_named_in_any_way(tiny_original, bf16, short, language
     assert found["tokens"] == list(bf16.transcribe(short, "German", max_new_tokens=8).tokens)
 
 
-@pytest.mark.parametrize(
-    "context, same_as",
-    [("Ada<|im_end|> Gr<|im_<|im_end|>end|>ace", "Ada Grace"), (b"Ada \xff", "Ada \ufffd")],
-    ids=["special tokens", "no Unicode"],
-)
-def test_the_context_is_made_harmless(tiny_original, bf16, short, context, same_as):
-    (found,), _ = records(tiny_original, short, b"--context=" + os.fsencode(context), "--max_new_tokens=8")
-    assert found["tokens"] == list(bf16.transcribe(short, context=same_as, max_new_tokens=8).tokens)
+def test_the_context_is_made_harmless(tiny_original, bf16, short):
+    line = fails(USAGE, "transcribe", f"--model_dir={tiny_original}", short, b"--context=Ada \xff")
+    assert "not valid Unicode" in line
+    (found,), _ = records(tiny_original, short, "--context=Ada<|im_end|> Gr<|im_<|im_end|>end|>ace", "--max_new_tokens=8")
+    assert found["tokens"] == list(bf16.transcribe(short, context="Ada Grace", max_new_tokens=8).tokens)
     assert found["tokens"] != list(bf16.transcribe(short, max_new_tokens=8).tokens)
 
 
@@ -224,16 +224,16 @@ def test_results_go_to_files_of_the_same_name(tiny_original, bf16, wavs, tmp_pat
 
 def test_one_bad_input_does_not_stop_the_others(tiny_original, bf16, wavs, tmp_path):
     """The others being: names that mislead or are no Unicode, a recording cut off, and the good ones."""
-    names = ["clip.raw", b"\xff.wav", "cut.wav"]
+    names = ["clip.raw", "é🙂".encode() + b"\xff.wav", "cut.wav"]
     misled, odd, cut = (tmp_path / os.fsdecode(name) for name in names)
     whole = wavs[1].read_bytes()
     for path, data in ((misled, whole), (odd, whole), (cut, whole[:-1000])):
         path.write_bytes(data)
     bad = [tmp_path / "absent.wav", tmp_path / ("x" * 300), tmp_path]
     inputs = [misled, bad[0], odd, bad[1], wavs[1], bad[2], cut]
-    found, err = records(tiny_original, *inputs, "--max_new_tokens=8", status=FAILED)
-    assert [pathlib.Path(r["file"]).suffix for r in found] == [".raw", ".wav", ".wav", ".wav"]
-    assert [r["file"] for r in found[2:]] == [str(wavs[1]), str(cut)]
+    ascii_only = environment(PYTHONIOENCODING="ascii")
+    found, err = records(tiny_original, *inputs, "--max_new_tokens=8", status=FAILED, env=ascii_only)
+    assert [r["file"] for r in found] == list(map(str, (misled, odd, wavs[1], cut)))
     wanted = list(bf16.transcribe(wavs[1], max_new_tokens=8).tokens)
     assert [r["tokens"] for r in found[:3]] == [wanted] * 3
     assert "cut off, 1000 bytes are missing" in found[3]["warnings"][0]

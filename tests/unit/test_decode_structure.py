@@ -15,7 +15,7 @@ from qwen_asr_jax.checkpoint.load import abstract_model
 from qwen_asr_jax.checkpoint.random_checkpoint import MODELS
 from qwen_asr_jax.engine import verbs
 from qwen_asr_jax.engine.state import cache_bytes, new_state
-from qwen_asr_jax.policy import PRESETS
+from qwen_asr_jax.policy import PRESETS, Policy
 
 SLOTS = 256
 CONFIG = dataclasses.replace(MODELS["0.6b"], text=dataclasses.replace(MODELS["0.6b"].text, num_layers=2, vocab_size=4096))
@@ -35,10 +35,17 @@ def compile_decode(policy, rows, jitted=verbs.decode):
     return lowered.compile(), abstract["decoder"]
 
 
-@pytest.fixture(scope="module", params=[(p, rows) for p in PRESETS for rows in (1, 4)], ids=lambda p: f"{p[0]}-{p[1]}")
+POLICIES = [
+    *PRESETS.values(),
+    Policy("bf16 stored", "bfloat16", "float32", "float32", "float32", "float32"),
+    Policy("fp16 stored", "float16", "float32", "float32", "bfloat16", "float32"),
+]
+
+
+@pytest.fixture(scope="module", params=[(p, rows) for p in POLICIES for rows in (1, 4)], ids=lambda p: f"{p[0].name}-{p[1]}")
 def case(request):
     """`(policy, rows, compiled program, weights)`."""
-    policy, rows = PRESETS[request.param[0]], request.param[1]
+    policy, rows = request.param
     return policy, rows, *compile_decode(policy, rows)
 
 

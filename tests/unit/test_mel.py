@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_asr_jax.audio.frames import max_audio_seconds, num_audio_tokens, num_chunks, num_frames
+from qwen_asr_jax.audio.frames import num_audio_tokens, num_chunks, num_frames
 from qwen_asr_jax.checkpoint.random_checkpoint import MODELS
 from qwen_asr_jax.ops.mel import log_mel, mel_filters, reflect_pad
 from tests.audio_samples import synthetic
@@ -87,6 +87,5 @@ def test_token_counts(frames, tokens):
     assert num_audio_tokens(frames, AUDIO) == tokens
 
 
-def test_chunks_and_longest_audio():
+def test_chunks():
     assert [num_chunks(n, AUDIO) for n in (1, 100, 101, 800)] == [1, 1, 2, 8]
-    assert max_audio_seconds(15600, AUDIO) == 1200

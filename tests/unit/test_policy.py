@@ -42,7 +42,10 @@ def test_unknown_policy_lists_the_presets():
         get_policy("fp8")
 
 
-@pytest.mark.parametrize("field, value", [("cache_dtype", "int4"), ("accum_dtype", "bfloat16"), ("logits_dtype", "float16")])
+@pytest.mark.parametrize(
+    "field, value",
+    [("cache_dtype", "int4"), ("accum_dtype", "bfloat16"), ("logits_dtype", "float16"), ("compute_dtype", "bfloat16")],
+)
 def test_impossible_dtypes_are_refused(field, value):
     fields = dict.fromkeys(("param_dtype", "compute_dtype", "accum_dtype", "cache_dtype", "logits_dtype"), "float32")
     with pytest.raises(UsageError, match=field):

@@ -8,7 +8,7 @@ import pytest
 
 from qwen_asr_jax.errors import UsageError
 from qwen_asr_jax.text.languages import LANGUAGE_CODES, resolve_language
-from qwen_asr_jax.text.parse import merge_languages, parse_output, transcript_so_far
+from qwen_asr_jax.text.parse import parse_output, transcript_so_far
 from qwen_asr_jax.text.repetition import fix_repetitions
 
 
@@ -72,10 +72,6 @@ def test_parse_auto(raw, language, text):
 )
 def test_parse_forced(raw, text):
     assert parse_output(raw, "German")[1] == text
-
-
-def test_merge_languages():
-    assert merge_languages(["", "Chinese", "Chinese", "", "English", "Chinese"]) == "Chinese,English,Chinese"
 
 
 @pytest.mark.parametrize(

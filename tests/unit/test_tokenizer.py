@@ -77,8 +77,9 @@ def test_context_is_made_harmless(small, context):
 
 @REAL
 def test_real_ids(real):
-    assert real.special.im_start == 151644
-    assert real.special.asr_text == 151704
+    assert real.special.im_end == 151645
+    assert real.special.audio_pad == 151676
+    assert real.encode("<asr_text>") == [151704]
     assert real.special.timestamp is None
     assert real.size == 151705
     assert real.encode("iPhone") == [44740]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from qwen_asr_jax.ops.cast import narrow
+from qwen_asr_jax.ops.cast import narrow, precision_of
 from qwen_asr_jax.typing import Array, DType
 
 _HIDDEN = -1e30
@@ -65,5 +65,4 @@ def _by_key_head(q: Array, k: Array, v: Array, mask: Array, groups: int, accum_d
 
 
 def _product(spec: str, a: Array, b: Array, accum_dtype: DType) -> Array:
-    precision = lax.Precision.HIGHEST if a.dtype == np.float32 else lax.Precision.DEFAULT
-    return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=accum_dtype)
+    return jnp.einsum(spec, a, b, precision=precision_of(a), preferred_element_type=accum_dtype)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qwen_asr_jax.ops.cast import precision_of
 from qwen_asr_jax.typing import Array, DType
 
 _BLOCK_BYTES = 2 << 20
@@ -37,9 +38,8 @@ def linear(x: Array, weight: Array, *, accum_dtype: DType) -> Array:
 
 
 def _dot(x: Array, weight: Array, accum_dtype: DType) -> Array:
-    # Without HIGHEST, float32 products run in TF32 on recent GPUs, which is not what a float32 policy promises.
-    precision = lax.Precision.HIGHEST if x.dtype == np.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(x, weight, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=accum_dtype)
+    contraction = (((1,), (1,)), ((), ()))
+    return lax.dot_general(x, weight, contraction, precision=precision_of(x), preferred_element_type=accum_dtype)
 
 
 def _dot_by_blocks(x: Array, weight: Array, accum_dtype: DType) -> Array:
@@ -49,8 +49,9 @@ def _dot_by_blocks(x: Array, weight: Array, accum_dtype: DType) -> Array:
 
     def step(i: Array, out: Array) -> Array:
         # The last block is moved back to end with the matrix; what it overlaps is computed twice, to the same values.
-        start = jnp.minimum(i * block, features - block)
-        rows = lax.dynamic_slice_in_dim(weight, start, block).astype(jnp.float32)
+        # Behind the barrier the conversion depends on the step; otherwise XLA may convert all of the weights before the loop.
+        source, start = lax.optimization_barrier((weight, jnp.minimum(i * block, features - block)))
+        rows = lax.dynamic_slice_in_dim(source, start, block).astype(jnp.float32)
         return lax.dynamic_update_slice_in_dim(out, _dot(x, rows, accum_dtype), start, axis=1)
 
     return lax.fori_loop(0, -(-features // block), step, jnp.zeros((x.shape[0], features), accum_dtype))
