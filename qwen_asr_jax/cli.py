@@ -62,7 +62,7 @@ def load_from_flags() -> Any:
 
 def warn(message: str) -> None:
     """One line on stderr, behind the script's name."""
-    print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr, flush=True)
+    print(f"{os.path.basename(sys.argv[0])}: {' '.join(message.splitlines())}", file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[Sequence[str]], int]) -> None:
@@ -110,8 +110,10 @@ def _guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> 
     except QwenASRError as e:
         warn(str(e))
         return EXIT_FAILED
-    except BrokenPipeError:
+    except OSError as e:  # standard output is gone or full; what is still buffered cannot go there either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(e, BrokenPipeError):
+            warn(f"cannot be written or read: {e.strerror or e}")
         return EXIT_FAILED
 
 

@@ -26,7 +26,8 @@ AudioInput: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray |
 into an array (JAX arrays, torch tensors on the CPU) counts as one."""
 
 _MAX_CHANNELS_FIRST = 8
-_BLOCK_FRAMES = 1 << 20
+_BLOCK_FRAMES = 1 << 14
+_MAX_RATE = 10_000_000  # Hz; beyond any recording, and a resampler would never end
 _UNKNOWN_LENGTH = 0x7FFFF000
 """WAV data lengths from here on are what programs write that stream into a pipe: they promise nothing."""
 _READABLE = "WAV, FLAC, OGG and MP3 are read; convert others with: ffmpeg -i INPUT -ar 16000 -ac 1 output.wav"
@@ -86,8 +87,8 @@ def read_audio(source: AudioInput, name: str | None = None) -> Waveform:
         array, rate = _decode(source, name, warnings)
     else:
         array = _from_array(_as_array(source, name), name)
-    if not isinstance(rate, int | float | np.integer | np.floating) or not rate > 0 or rate != int(rate):
-        raise AudioError(f"{name}: sample rate must be a positive whole number, got {rate!r}")
+    if not isinstance(rate, int | float | np.integer | np.floating) or not 0 < rate <= _MAX_RATE or rate != int(rate):
+        raise AudioError(f"{name}: sample rate must be a whole number of hertz from 1 to {_MAX_RATE}, got {rate!r}")
     return _finish(array, int(rate), name, warnings)
 
 
@@ -154,8 +155,10 @@ def _decode(source: object, name: str, warnings: list[str]) -> tuple[np.ndarray,
                 os.lseek(number, 0, os.SEEK_SET)
             with soundfile.SoundFile(data if number is None else number, closefd=False) as f:
                 expected, rate, container = f.frames, f.samplerate, f.format
-                blocks = []  # not all at once: a streamed FLAC claims 2^63 frames
-                while len(block := f.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+                blocks: list[
+                    np.ndarray
+                ] = []  # not all at once: a streamed FLAC claims 2^63 frames, and a cut-off one fails at its end
+                while len(block := _next_block(f, fails=not blocks)):
                     blocks.append(block)
         except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as e:
             reason = str(getattr(e, "error_string", e)).strip().rstrip(".")
@@ -169,6 +172,17 @@ def _decode(source: object, name: str, warnings: list[str]) -> tuple[np.ndarray,
     elif container != "MP3" and len(array) < expected < 2**62:  # MP3 headers only estimate their length
         warnings.append(f"{name}: cut off, {len(array)} of {expected} samples could be read; they are used")
     return array, rate
+
+
+def _next_block(f: soundfile.SoundFile, fails: bool) -> np.ndarray:
+    """The next samples; where decoding breaks off, an error if `fails` and the end otherwise."""
+    try:
+        block: np.ndarray = f.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+        return block
+    except soundfile.LibsndfileError:
+        if fails:
+            raise
+        return np.empty((0, f.channels), np.float32)
 
 
 def _open(source: object, name: str) -> BinaryIO:

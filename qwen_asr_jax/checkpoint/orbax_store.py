@@ -7,13 +7,9 @@ OUT/params/                                                the parameter tree, i
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import pathlib
 import shutil
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -65,7 +61,12 @@ def save(source_dir: pathlib.Path, out_dir: pathlib.Path, params: Params, policy
             checkpointer.save((out_dir / "params").absolute(), params)
     except Exception as e:  # orbax and TensorStore raise all kinds
         raise OutputError(f"{out_dir}: cannot be written ({str(e).splitlines()[0][:200]})") from None
-    marker = {"format": FORMAT, "policy": policy.name, "param_dtype": policy.param_dtype}
+    marker = {
+        "format": FORMAT,
+        "policy": policy.name,
+        "param_dtype": policy.param_dtype,
+        "files": _sizes(out_dir / "params"),
+    }
     (out_dir / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
@@ -88,9 +89,14 @@ def restore(model_dir: pathlib.Path, abstract: Params) -> Params:
             " run scripts/convert_checkpoint.py again on the original checkpoint"
         )
     path = (model_dir / "params").absolute()
+    # Looked at first, because on damaged files TensorStore prints pages beside the error that it raises.
+    wanted, there = marker.get("files", {}), _sizes(path)
+    damaged = [name for name, size in wanted.items() if there.get(name) != size]
+    if damaged:
+        raise CheckpointError(f"{path}: absent or damaged: {summary(damaged)}; convert the checkpoint again")
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     try:
-        with _quiet(), ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer() as checkpointer:
             stored = _stored_tree(model_dir, checkpointer.metadata(path), abstract)
 
             def target(wanted: Any, found: Any) -> jax.ShapeDtypeStruct:
@@ -107,18 +113,9 @@ def restore(model_dir: pathlib.Path, abstract: Params) -> Params:
         raise CheckpointError(f"{path}: cannot be restored ({first_line}); convert the checkpoint again") from None
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Nothing on stderr: on damaged files TensorStore's threads print pages there, beside the error that they raise."""
-    sys.stderr.flush()
-    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(null)
+def _sizes(params_dir: pathlib.Path) -> dict[str, int]:
+    """Bytes of every file of an orbax directory, by relative path."""
+    return {str(p.relative_to(params_dir)): p.stat().st_size for p in sorted(params_dir.rglob("*")) if p.is_file()}
 
 
 def _narrowed(params: Params, abstract: Params) -> Params:

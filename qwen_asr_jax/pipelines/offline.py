@@ -181,8 +181,8 @@ class QwenASR:
 
     def _checked(self, language: str | None, context: str, max_new_tokens: int) -> str | None:
         """The resolved language, once all of a request's arguments are known to be usable."""
-        if max_new_tokens < 0:
-            raise UsageError(f"max_new_tokens must be 0 (automatic) or more, got {max_new_tokens}")
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+            raise UsageError(f"max_new_tokens must be 0 (automatic) or a positive integer, got {max_new_tokens!r}")
         self.tokenizer.encode(context)
         return resolve_language(language, self.engine.config.languages)
 
@@ -259,7 +259,8 @@ class QwenASR:
             for row, new in zip(rows, tokens, strict=False):
                 row.extend(new[new != NO_TOKEN].tolist())
             if on_text is not None:
-                text = transcript_so_far(self.tokenizer.decode(rows[0]), forced=language is not None)
+                said = [token for token in rows[0] if token not in engine.config.eos_token_ids]
+                text = transcript_so_far(self.tokenizer.decode(said), forced=language is not None)
                 if len(text) > len(shown) and text.startswith(shown):
                     on_text(text[len(shown) :])
                     shown = text

@@ -367,3 +367,13 @@ def test_reading_prints_and_warns_nothing(tmp_path, clip, capfd):
         warnings.simplefilter("error")
         assert read_audio(path).warnings
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_flac_file_cut_off_in_the_middle_is_read_with_a_warning(tmp_path):
+    whole = synthetic(4.0)
+    soundfile.write(tmp_path / "whole.flac", whole, RATE)
+    (tmp_path / "cut.flac").write_bytes((tmp_path / "whole.flac").read_bytes()[:-20_000])
+    waveform = read_audio(tmp_path / "cut.flac")
+    assert 1.0 < waveform.duration_s < 4.0
+    assert "cut off" in waveform.warnings[0]
+    np.testing.assert_allclose(waveform.samples, whole[: len(waveform.samples)], atol=1e-4)
