@@ -112,7 +112,7 @@ def cast_array(tensor: np.ndarray, dtype: DType) -> np.ndarray:
     start = -buffer.ctypes.data % _ALIGNMENT
     out = buffer[start : start + size].view(dtype).reshape(tensor.shape)
     with np.errstate(over="ignore"):
-        np.copyto(out, tensor, casting="same_kind")
+        np.copyto(out, tensor, casting="unsafe")  # NumPy knows no order between the two half-precision dtypes
     if dtype == np.float16 and tensor.dtype != np.float16:
         # As `ops.cast.narrow`. Clipping float16 is slow, so it is done only where there is something to clip; on the bits
         # of a positive float, integer order is float order.
