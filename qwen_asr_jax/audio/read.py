@@ -175,14 +175,17 @@ def _decode(source: object, name: str, warnings: list[str]) -> tuple[np.ndarray,
 
 
 def _next_block(f: soundfile.SoundFile, fails: bool) -> np.ndarray:
-    """The next samples; where decoding breaks off, an error if `fails` and the end otherwise."""
+    """The next samples `[n, channels]`, none at the end; where decoding breaks off, what came before (or an error: `fails`)."""
+    block = np.full((_BLOCK_FRAMES, f.channels), np.nan, np.float32)
     try:
-        block: np.ndarray = f.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-        return block
+        read: np.ndarray = f.read(out=block)
+        return read
     except soundfile.LibsndfileError:
-        if fails:
+        # soundfile reports the last, short block of a file of unknown length as an error, too, but has filled it by then.
+        filled = block[~np.isnan(block).any(axis=1)]
+        if fails and not len(filled):
             raise
-        return np.empty((0, f.channels), np.float32)
+        return filled
 
 
 def _open(source: object, name: str) -> BinaryIO:

@@ -377,3 +377,16 @@ def test_a_flac_file_cut_off_in_the_middle_is_read_with_a_warning(tmp_path):
     assert 1.0 < waveform.duration_s < 4.0
     assert "cut off" in waveform.warnings[0]
     np.testing.assert_allclose(waveform.samples, whole[: len(waveform.samples)], atol=1e-4)
+
+
+def test_a_flac_stream_that_does_not_know_its_length_is_read_to_its_end(tmp_path):
+    whole = synthetic(2.5)
+    soundfile.write(tmp_path / "stream.flac", whole, RATE)
+    content = bytearray((tmp_path / "stream.flac").read_bytes())
+    content[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
+    content[22:26] = bytes(4)
+    (tmp_path / "stream.flac").write_bytes(content)
+    for source in (tmp_path / "stream.flac", bytes(content)):
+        waveform = read_audio(source)
+        np.testing.assert_allclose(waveform.samples, whole, atol=1e-4)
+        assert waveform.warnings == ()
