@@ -175,7 +175,7 @@ def _decode(source: object, name: str, warnings: list[str]) -> tuple[np.ndarray,
 
 
 def _next_block(f: soundfile.SoundFile, fails: bool) -> np.ndarray:
-    """The next samples `[n, channels]`, none at the end; where decoding breaks off, what came before (or an error: `fails`)."""
+    """The next `[n, channels]`, none at the end; where decoding breaks off, what came before, or an error (`fails`)."""
     block = np.full((_BLOCK_FRAMES, f.channels), np.nan, np.float32)
     try:
         read: np.ndarray = f.read(out=block)
