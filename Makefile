@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# One version of the oracle for everybody; where the package index has a CPU-only wheel of it, pip takes that.
+REFERENCE_TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
