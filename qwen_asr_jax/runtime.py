@@ -66,7 +66,7 @@ def configure(backend: str = "auto", threads: int = 0) -> None:
         if backend == "cpu":
             raise BackendError(f"backend=cpu comes too late: JAX is running on {platform} already; set JAX_PLATFORMS=cpu")
         raise BackendError(
-            'JAX sees no GPU: check nvidia-smi, install with: pip install "qwen_asr_jax[cuda12]", or use --backend=cpu'
+            'JAX sees no GPU: check nvidia-smi, install the extra (pip install -e ".[cuda12]" or cuda13), or use --backend=cpu'
         )
 
 

@@ -19,10 +19,10 @@ flags.DEFINE_string("model_dir", "demo_model", "Where the checkpoint is made, an
 FLAGS = flags.FLAGS
 
 NOISE = """
-The text above is noise: no weights can be downloaded here, so these are random. All the rest is real: the checkpoint's
-format, the model, the compiled programs and the timings. For real transcripts:
+The text above is noise: the demo downloads nothing, so its tiny model has random weights. All the rest is real: the
+checkpoint's format, the compiled programs, and the timings (of a tiny model). For real transcripts:
 
-    hf download Qwen/Qwen3-ASR-0.6B --local-dir Qwen3-ASR-0.6B
+    {folder}/hf download Qwen/Qwen3-ASR-0.6B --local-dir Qwen3-ASR-0.6B
     {python} scripts/transcribe.py qwen_asr_jax/assets/fox.flac --model_dir=Qwen3-ASR-0.6B
 """
 
@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         f"stages   mel {t.mel_ms:.1f} ms, encoder {t.encode_ms:.1f}, prefill {t.prefill_ms:.1f},"
         f" decode {t.decode_ms:.1f} for {len(result.tokens)} tokens"
     )
-    print(NOISE.format(python=os.path.relpath(sys.executable)), end="")
+    python = os.path.relpath(sys.executable)
+    print(NOISE.format(python=python, folder=os.path.dirname(python)), end="")
     return cli.EXIT_OK
 
 

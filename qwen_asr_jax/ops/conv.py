@@ -1,8 +1,9 @@
 """The stem's strided convolution, as matrix products.
 
 Nine shifted and strided views of the input, each times its own `[c_in, c_out]` matrix, summed in the accumulation dtype. On
-CPUs that beats XLA's convolution in bfloat16 and equals it in float32 (docs/decisions/conv-stem.md); on GPUs it avoids
-bfloat16 convolutions, for which cuDNN often has no algorithm (jax issue 37922).
+CPUs that beats XLA's convolution in bfloat16 by far, and in float32 on all but the newest jaxlib, where it is 11 % slower
+(docs/decisions/conv-stem.md); on GPUs it avoids bfloat16 convolutions, for which cuDNN often has no algorithm (jax issue
+37922).
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def find_model(model_dir: str | os.PathLike[str]) -> pathlib.Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise CheckpointError(f'{name}: no such directory; if it is a Hub id: pip install "qwen_asr_jax[hub]"') from None
+        raise CheckpointError(f"{name}: no such directory; if it is a Hub id: pip install huggingface_hub") from None
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name))
     except Exception as e:  # network, authentication, offline mode and unknown ids all raise their own kinds

@@ -29,7 +29,8 @@ Written by `python -m tests.parity.make_table --full`; `make parity` asserts the
 - **choices**: positions at which both choose the same token when both are fed the reference's tokens.
 - **tokens**: free-running greedy decoding of {tokens} tokens gives the same tokens. After a first difference the two run on
   different inputs, so `no` beside {tokens} or nearly {tokens} equal choices means one near-tie, not a wrong model: random
-  models have many near-ties, trained ones few.
+  models have many near-ties, trained ones few. Choices come from one pass over all tokens, which rounds differently from
+  step-by-step decoding in half precision: a near-tie can fall in one and not in the other.
 
 {date}, {machine}, Python {python}, jax {jax}, torch {torch}, transformers {transformers}.
 
