@@ -257,7 +257,7 @@ def read_config(model_dir: pathlib.Path) -> ModelConfig:
     config = read_json(model_dir / "config.json")
     generation_path = model_dir / "generation_config.json"
     generation = read_json(generation_path) if generation_path.exists() else None
-    for name, content in (("config.json", config), ("generation_config.json", generation or {})):
+    for name, content in (("config.json", config), ("generation_config.json", {} if generation is None else generation)):
         if not isinstance(content, Mapping):
             raise CheckpointError(f"{model_dir / name}: not a JSON object")
     return parse_config(config, generation, where=str(model_dir / "config.json"))

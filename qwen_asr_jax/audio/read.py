@@ -133,13 +133,10 @@ def _decode(source: object, name: str, warnings: list[str]) -> tuple[np.ndarray,
     """Float32 `[num_samples, channels]` and sample rate of an encoded file."""
     try:
         data = _open(source, name)
-    except AudioError:
-        raise
+    except FileNotFoundError:
+        raise AudioError(f"{name}: no such file") from None
     except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise AudioError(
-            f"{name}: {'no such file' if isinstance(e, FileNotFoundError) else f'cannot be read ({reason})'}"
-        ) from None
+        raise AudioError(f"{name}: cannot be read ({getattr(e, 'strerror', None) or e})") from None
     with data:
         size = data.seek(0, os.SEEK_END)
         data.seek(0)
@@ -155,9 +152,8 @@ def _decode(source: object, name: str, warnings: list[str]) -> tuple[np.ndarray,
                 os.lseek(number, 0, os.SEEK_SET)
             with soundfile.SoundFile(data if number is None else number, closefd=False) as f:
                 expected, rate, container = f.frames, f.samplerate, f.format
-                blocks: list[
-                    np.ndarray
-                ] = []  # not all at once: a streamed FLAC claims 2^63 frames, and a cut-off one fails at its end
+                # Not all at once: a streamed FLAC claims 2^63 frames, and a cut-off one fails at its end.
+                blocks: list[np.ndarray] = []
                 while len(block := _next_block(f, fails=not blocks)):
                     blocks.append(block)
         except (soundfile.LibsndfileError, RuntimeError, ValueError, MemoryError) as e:
@@ -196,9 +192,12 @@ def _open(source: object, name: str) -> BinaryIO:
         if os.path.isdir(source):
             raise AudioError(f"{name}: is a folder, not an audio file")
         f: BinaryIO = open(source, "rb")  # noqa: SIM115 - the caller closes it
-        return f if stat.S_ISREG(os.fstat(f.fileno()).st_mode) else io.BytesIO(f.read())
-    data = b"" if isinstance(source, io.TextIOBase) else source.read()  # type: ignore[attr-defined]
-    if isinstance(source, io.TextIOBase) or not isinstance(data, bytes):
+        if stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+            return f
+        with f:
+            return io.BytesIO(f.read())
+    data = None if isinstance(source, io.TextIOBase) else source.read()  # type: ignore[attr-defined]
+    if not isinstance(data, bytes):
         raise AudioError(f"{name}: the file object must be opened in binary mode")
     return io.BytesIO(data)
 

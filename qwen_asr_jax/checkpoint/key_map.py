@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -108,6 +108,20 @@ def ignored_names(config: ModelConfig) -> frozenset[str]:
     if not config.text.tie_word_embeddings:
         return frozenset()
     return frozenset({"thinker.lm_head.weight", "lm_head.weight"})
+
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+def mismatches(found: Shapes, wanted: Shapes) -> list[str]:
+    """What is missing, mis-shaped or unknown among the stored tensors, one line each, by name."""
+    problems = []
+    for name, shape in wanted.items():
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif found[name] != shape:
+            problems.append(f"{name} has shape {list(found[name])}, config.json makes it {list(shape)}")
+    return problems + [f"{name} is unknown" for name in found if name not in wanted]
 
 
 def summary(problems: Sequence[str], shown: int = 6) -> str:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from qwen_asr_jax.checkpoint import orbax_store
-from qwen_asr_jax.checkpoint.key_map import Entry, entries, ignored_names, summary
+from qwen_asr_jax.checkpoint.key_map import Entry, entries, ignored_names, mismatches, summary
 from qwen_asr_jax.checkpoint.safetensors_reader import TensorFiles
 from qwen_asr_jax.config import ModelConfig
 from qwen_asr_jax.errors import CheckpointError
@@ -76,16 +76,11 @@ def check_tensors(model_dir: pathlib.Path, files: TensorFiles, wanted: list[Entr
     Raises:
       CheckpointError: they differ; every difference is counted and the first few are named.
     """
-    problems = list(files.problems)
-    expected = {entry.name: entry for entry in wanted}
-    for name, entry in expected.items():
-        found = files.shapes.get(name)
-        if found is None:
-            if not files.problems:  # otherwise the missing shard explains it
-                problems.append(f"{name} is missing")
-        elif found != entry.stored_shape:
-            problems.append(f"{name} has shape {list(found)}, config.json makes it {list(entry.stored_shape)}")
-    problems += [f"{name} is unknown" for name in files.shapes if name not in expected and name not in ignored]
+    found = {name: shape for name, shape in files.shapes.items() if name not in ignored}
+    expected = {entry.name: entry.stored_shape for entry in wanted}
+    if files.problems:  # an absent or broken file explains what is missing
+        expected = {name: shape for name, shape in expected.items() if name in found}
+    problems = files.problems + mismatches(found, expected)
     if problems:
         raise CheckpointError(
             f"{model_dir}: weights do not fit config.json: {summary(problems)} (both must come from one Qwen3-ASR model;"

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen_asr_jax.checkpoint.key_map import leaves, summary
+from qwen_asr_jax.checkpoint.key_map import leaves, mismatches, summary
 from qwen_asr_jax.config import read_json
 from qwen_asr_jax.errors import CheckpointError, OutputError
 from qwen_asr_jax.ops.cast import narrow
@@ -138,13 +138,7 @@ def _stored_tree(model_dir: pathlib.Path, metadata: Any, abstract: Params) -> Pa
     by_name = {".".join(map(str, path)): leaf for path, leaf in leaves(tree)}
     found = {name: tuple(leaf.shape) for name, leaf in by_name.items()}
     wanted = {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in leaves(abstract)}
-    problems = [f"{name} is missing" for name in wanted if name not in found]
-    problems += [f"{name} is unknown" for name in found if name not in wanted]
-    problems += [
-        f"{name} has shape {list(found[name])}, config.json makes it {list(shape)}"
-        for name, shape in wanted.items()
-        if found.get(name, shape) != shape
-    ]
+    problems = mismatches(found, wanted)
     if problems:
         raise CheckpointError(
             f"{model_dir}: params do not fit config.json: {summary(problems)} (convert the checkpoint again)"

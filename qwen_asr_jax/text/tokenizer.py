@@ -7,6 +7,7 @@ a constant here.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -105,10 +106,10 @@ def load_tokenizer(model_dir: pathlib.Path) -> Tokenizer:
     """
     single = model_dir / "tokenizer.json"
     if single.exists():
-        read_json(single)  # for its messages: the library's own do not name the file
         try:
             backend = tokenizers.Tokenizer.from_file(str(single))
-        except Exception as e:  # the library raises bare Exception
+        except Exception as e:  # the library raises bare Exception, which does not say which file or why
+            read_json(single)
             raise CheckpointError(f"{single}: not a tokenizer file ({e})") from None
         return Tokenizer(backend, str(single))
     return Tokenizer(_from_vocab(model_dir), str(model_dir / "tokenizer_config.json"))
@@ -137,17 +138,15 @@ def _from_vocab(model_dir: pathlib.Path) -> tokenizers.Tokenizer:
             " of the original model beside the weights"
         )
     settings = read_json(model_dir / "tokenizer_config.json")
-    entries = read_json(vocab)
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{vocab}: not a JSON object; download the file again")
     try:
-        merges.read_bytes()
-        bpe = models.BPE.from_file(str(vocab), str(merges))
-    except OSError as e:
-        raise CheckpointError(f"{merges}: cannot be read ({e.strerror})") from None
-    except Exception as e:  # the library raises bare Exception
+        backend = byte_level_bpe(models.BPE.from_file(str(vocab), str(merges)))
+    except Exception as e:  # the library raises bare Exception, which does not say which file or why
+        if not isinstance(read_json(vocab), dict):
+            raise CheckpointError(f"{vocab}: not a JSON object; download the file again") from None
+        if not os.access(merges, os.R_OK):
+            raise CheckpointError(f"{merges}: cannot be read") from None
         raise CheckpointError(f"{merges}: does not fit {vocab.name} ({e}); both must come from one model") from None
-    backend = byte_level_bpe(bpe)
+    vocab_size = backend.get_vocab_size()
     where = model_dir / "tokenizer_config.json"
     try:
         added = sorted(
@@ -162,7 +161,7 @@ def _from_vocab(model_dir: pathlib.Path) -> tokenizers.Tokenizer:
         (backend.add_special_tokens if special else backend.add_tokens)([token])
         if backend.token_to_id(text) != i:
             raise CheckpointError(
-                f"{model_dir}: vocab.json has {len(entries)} entries, but tokenizer_config.json wants {text} at {i} (it would"
+                f"{model_dir}: vocab.json has {vocab_size} entries, but tokenizer_config.json wants {text} at {i} (it would"
                 f" be {backend.token_to_id(text)}); both must come from one model"
             )
     return backend

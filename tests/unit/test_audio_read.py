@@ -54,7 +54,7 @@ def check(waveform, num_samples: int) -> None:
     assert np.abs(waveform.samples).max() <= 1
 
 
-def refused(source, *parts: str, **options) -> None:
+def assert_refused(source, *parts: str, **options) -> None:
     """`source` raises one line that contains all `parts`."""
     with pytest.raises(AudioError) as e:
         read_audio(source, **options)
@@ -295,18 +295,18 @@ def test_raw_pcm_without_samples_is_refused(data):
 def test_files_that_hold_no_audio_are_refused(tmp_path, content, reason, suffix):
     path = tmp_path / f"thing{suffix}"
     path.write_bytes(content)
-    refused(path, f"{path}: ", reason)
-    refused(content, f"<{len(content)} bytes>: ", reason)
-    refused(io.BytesIO(content), "talk: ", reason, name="talk")
+    assert_refused(path, f"{path}: ", reason)
+    assert_refused(content, f"<{len(content)} bytes>: ", reason)
+    assert_refused(io.BytesIO(content), "talk: ", reason, name="talk")
 
 
 def test_paths_that_are_no_files_are_refused(tmp_path):
-    refused(tmp_path / "absent.wav", f"{tmp_path}/absent.wav: no such file")
-    refused(tmp_path, f"{tmp_path}: is a folder")
+    assert_refused(tmp_path / "absent.wav", f"{tmp_path}/absent.wav: no such file")
+    assert_refused(tmp_path, f"{tmp_path}: is a folder")
     (tmp_path / "file").touch()
-    refused(tmp_path / "file" / "x.wav", "Not a directory")
-    refused(str(tmp_path / ("x" * 300)), "too long")
-    refused("a\0b.wav", "a")
+    assert_refused(tmp_path / "file" / "x.wav", "Not a directory")
+    assert_refused(str(tmp_path / ("x" * 300)), "too long")
+    assert_refused("a\0b.wav", "a")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -318,8 +318,8 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, bad, channels, rate):
     array[6000] = bad * np.linspace(1, -1, channels, dtype=np.float32)
     path = tmp_path / "bad.wav"
     path.write_bytes(encoded(array, rate, subtype="FLOAT"))
-    refused(path, f"{path}: ", "NaN or infinite", "replace")
-    refused((array, rate), "<array>: ", "NaN or infinite")
+    assert_refused(path, f"{path}: ", "NaN or infinite", "replace")
+    assert_refused((array, rate), "<array>: ", "NaN or infinite")
 
 
 @pytest.mark.parametrize(
@@ -344,20 +344,20 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, bad, channels, rate):
     ],
 )
 def test_arrays_that_are_no_audio_are_refused(source, reason):
-    refused(source, "<array>: ", reason)
+    assert_refused(source, "<array>: ", reason)
 
 
 @pytest.mark.parametrize("source", [None, 3, 0.5, [0.0, 0.1], object()])
 def test_objects_that_are_no_input_are_refused(source):
-    refused(source, type(source).__name__)
+    assert_refused(source, type(source).__name__)
 
 
 def test_file_objects_in_text_mode_are_refused(tmp_path, clip):
     path = tmp_path / "clip.wav"
     path.write_bytes(encoded(clip))
-    refused(io.StringIO("RIFF"), "binary mode")
+    assert_refused(io.StringIO("RIFF"), "binary mode")
     with path.open(encoding="utf-8") as f:
-        refused(f, f"{path}: ", "binary mode")
+        assert_refused(f, f"{path}: ", "binary mode")
 
 
 def test_reading_prints_and_warns_nothing(tmp_path, clip, capfd):
