@@ -16,7 +16,7 @@ from ml_collections import config_flags
 
 from qwen_asr_jax.errors import QwenASRError, UsageError
 from qwen_asr_jax.files import remove_partial
-from qwen_asr_jax.policy import PRESETS
+from qwen_asr_jax.policy import PRESETS, Policy, get_policy
 from qwen_asr_jax.runtime import BACKENDS
 
 STARTED = time.perf_counter()
@@ -50,14 +50,25 @@ def load_from_flags() -> Any:
             "--model_dir is missing; get a model with: hf download Qwen/Qwen3-ASR-0.6B --local-dir Qwen3-ASR-0.6B"
         )
     from qwen_asr_jax.pipelines.load import load_model
-    from qwen_asr_jax.pipelines.run_config import from_run_config
 
+    policy, options = policy_from_flags()
+    return load_model(values.model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+
+
+def policy_from_flags() -> tuple[Policy, Any]:
+    """The policy and the `EngineOptions` that `--policy` or `--config` ask for.
+
+    Raises:
+      UsageError: both are given, or a value is not allowed.
+    """
+    from qwen_asr_jax.pipelines.run_config import EngineOptions, from_run_config
+
+    values = flags.FLAGS
     if values.config is None:
-        return load_model(values.model_dir, values.policy or "bf16", backend=values.backend, threads=values.threads)
+        return get_policy(values.policy or "bf16"), EngineOptions()
     if values.policy is not None:
         raise UsageError("--policy and --config exclude each other: a config holds a policy")
-    policy, options = from_run_config(values.config)
-    return load_model(values.model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+    return from_run_config(values.config)
 
 
 def warn(message: str) -> None:

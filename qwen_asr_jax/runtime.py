@@ -103,14 +103,23 @@ def default_threads() -> int:
 
 
 def cache_dir() -> pathlib.Path:
-    """Where compiled programs are kept: `JAX_COMPILATION_CACHE_DIR`, or a folder in the user's own cache directory."""
+    """Where compiled programs are kept: `JAX_COMPILATION_CACHE_DIR`, or a folder in `user_cache_dir`."""
     if CACHE_VARIABLE in os.environ:
         return pathlib.Path(os.environ[CACHE_VARIABLE])
+    return user_cache_dir() / "xla"
+
+
+def user_cache_dir() -> pathlib.Path:
+    """This package's folder in the user's own cache directory. It need not exist.
+
+    Raises:
+      RuntimeError: the user has no home directory.
+    """
     if sys.platform == "darwin":
         base = pathlib.Path.home() / "Library" / "Caches"
     else:
         base = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    return base / "qwen_asr_jax" / "xla"
+    return base / "qwen_asr_jax"
 
 
 def _use_compilation_cache() -> None:

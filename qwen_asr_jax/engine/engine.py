@@ -35,7 +35,9 @@ class Engine:
         self.policy = policy
         self.buckets = buckets or default_buckets(jax.default_backend())
         self.checkpoint = checkpoint
-        self._eos_ids = jax.device_put(np.asarray(self.config.eos_token_ids, np.int32))
+        eos_ids = np.asarray(self.config.eos_token_ids, np.int32)
+        self._eos_ids = jax.device_put(eos_ids)
+        self._no_eos_ids = jax.device_put(np.full_like(eos_ids, verbs.NO_TOKEN))  # of one shape: the programs are shared
         self._spare: dict[tuple[int, int], DecodeState] = {}
 
     def num_audio_tokens(self, num_samples: int) -> int:
@@ -67,18 +69,22 @@ class Engine:
         counts[: len(num_tokens)] = num_tokens
         return verbs.encode(self.checkpoint.audio, self.checkpoint.params["audio_tower"], log_mel, counts)
 
-    def prefill(self, prompts: Sequence[Prompt], features: Array, budgets: Sequence[int]) -> DecodeState:
+    def prefill(
+        self, prompts: Sequence[Prompt], features: Array, budgets: Sequence[int], *, ignore_eos: bool = False
+    ) -> DecodeState:
         """Runs the prompts and chooses every row's first token.
 
         Args:
           prompts: one per clip.
           features: what `encode` returned for the same clips.
           budgets: most tokens to choose, per clip, at least 1.
+          ignore_eos: end tokens are tokens like any other; only the budget ends a row. For measuring.
 
         Returns:
           The state, whose `token` holds the first tokens. It belongs to the caller until `release`.
         """
         decoder, params = self.checkpoint.decoder, self.checkpoint.params["decoder"]
+        eos_ids = self._no_eos_ids if ignore_eos else self._eos_ids
         rows = features.shape[0]
         lengths = np.zeros(rows, np.int32)
         lengths[: len(prompts)] = [len(p.ids) for p in prompts]
@@ -94,12 +100,15 @@ class Engine:
             ids, audio_index = prompt_block(prompts, rows, at, size)
             embeddings = verbs.embed(decoder, params, ids, features, audio_index)
             in_block = np.clip(lengths - at, 0, size)
-            state = verbs.prefill(decoder, params, state, embeddings, in_block, budget, self._eos_ids, first=at == 0)
+            state = verbs.prefill(decoder, params, state, embeddings, in_block, budget, eos_ids, first=at == 0)
             at += size
         return state
 
-    def decode(self, state: DecodeState, steps: int) -> tuple[DecodeState, np.ndarray]:
-        """Up to `steps` more tokens per row; waits for them.
+    def decode(self, state: DecodeState, steps: int, *, ignore_eos: bool = False) -> tuple[DecodeState, np.ndarray]:
+        """Up to `steps` more tokens per row, and at most `buckets.decode_chunk`; waits for them.
+
+        Args:
+          ignore_eos: as for `prefill`.
 
         Returns:
           The new state, and `[B, chunk]` int32 tokens, `verbs.NO_TOKEN` where a row had ended.
@@ -109,7 +118,7 @@ class Engine:
             self.checkpoint.decoder,
             self.checkpoint.params["decoder"],
             state,
-            self._eos_ids,
+            self._no_eos_ids if ignore_eos else self._eos_ids,
             np.int32(min(steps, chunk)),
             chunk=chunk,
         )

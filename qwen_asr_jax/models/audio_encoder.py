@@ -41,13 +41,20 @@ class AudioEncoder(nnx.Module):
         Returns:
           `[B, Q * chunk_tokens, D]` in the accumulation dtype; rows from `num_tokens[b]` on mean nothing.
         """
+        return self.transform(self.convolve(log_mel), num_tokens)
+
+    def convolve(self, log_mel: Array) -> Array:
+        """The first half: `[B, Q * chunk_frames, M]` to `[B, Q * chunk_tokens, D]`, chunk by chunk, with positions added."""
         config = self.config
         batch, frames, bins = log_mel.shape
         chunks = frames // config.chunk_frames
         x = self.conv_stem(log_mel.reshape(batch * chunks, config.chunk_frames, bins))
         x = x + sinusoids(config.chunk_tokens, config.embed_dim)  # positions restart in every chunk
-        x = x.reshape(batch, chunks * config.chunk_tokens, -1)
-        mask = self._window_mask(chunks, num_tokens)
+        return x.reshape(batch, chunks * config.chunk_tokens, -1)
+
+    def transform(self, x: Array, num_tokens: Array) -> Array:
+        """The second half: transformer layers within windows, then the projector."""
+        mask = self._window_mask(x.shape[1] // self.config.chunk_tokens, num_tokens)
         for layer in self.layers:
             x = call_layer(layer, x, mask)
         return self.proj2(gelu(self.proj1(self.ln_post(x))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -39,8 +40,15 @@ Source: TypeAlias = AudioInput | Waveform | Callable[[], Waveform]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
-    """One clip, ready to run."""
+class Job:
+    """One clip, ready to run.
+
+    Attributes:
+      waveform: its samples.
+      load_ms: milliseconds that reading it took.
+      prompt: what the model is asked.
+      budget: most tokens to choose.
+    """
 
     waveform: Waveform
     load_ms: float
@@ -108,10 +116,11 @@ class QwenASR:
                 raise UsageError("on_text works for one input at a time, not for a list")
             if batch_size < 1:
                 raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-            jobs = [self._job(each, language, context, max_new_tokens) for each in audio]  # all are read before any is run
+            # All are read before any is run.
+            jobs = [self.prepare(each, language, context, max_new_tokens) for each in audio]
             found = dict(self._run_sorted(dict(enumerate(jobs)), language, batch_size))
             return [_raised(found[i]) for i in range(len(jobs))]
-        job = self._job(audio, language, context, max_new_tokens)
+        job = self.prepare(audio, language, context, max_new_tokens)
         return _raised(self._run([job], language, on_text=on_text)[0])
 
     def transcribe_iter(
@@ -141,10 +150,10 @@ class QwenASR:
         done_s = 0.0
         for group in _grouped(inputs, 1 if batch_size == 1 else batch_size * _LOOKAHEAD_BATCHES):
             results: dict[int, Transcription | QwenASRError] = {}
-            jobs: dict[int, _Job] = {}
+            jobs: dict[int, Job] = {}
             for i, audio in enumerate(group):
                 try:
-                    jobs[i] = self._job(audio, language, context, max_new_tokens)
+                    jobs[i] = self.prepare(audio, language, context, max_new_tokens)
                 except QwenASRError as e:
                     results[i] = e
             next_one = 0
@@ -158,7 +167,7 @@ class QwenASR:
 
     def _run_sorted(
         self,
-        jobs: dict[int, _Job],
+        jobs: dict[int, Job],
         language: str | None,
         batch_size: int,
         on_progress: Callable[[float], None] | None = None,
@@ -186,8 +195,15 @@ class QwenASR:
         self.tokenizer.encode(context)
         return resolve_language(language, self.engine.config.languages)
 
-    def _job(self, audio: Source, language: str | None, context: str, max_new_tokens: int) -> _Job:
-        """Reads one input and fits it into the model's positions."""
+    def prepare(self, audio: Source, language: str | None = None, context: str = "", max_new_tokens: int = 0) -> Job:
+        """Reads one input and fits it into the model's positions.
+
+        Args:
+          language: as `resolve_language` names it.
+
+        Raises:
+          AudioError: it cannot be read, or is too long.
+        """
         start = time.perf_counter()
         if callable(audio):
             audio = audio()
@@ -198,7 +214,7 @@ class QwenASR:
         )
         budget = max_new_tokens or default_max_new_tokens(waveform.duration_s)
         self._check_fits(waveform, prompt, budget, scaled=max_new_tokens == 0)
-        return _Job(waveform, load_ms, prompt, budget)
+        return Job(waveform, load_ms, prompt, budget)
 
     def _check_fits(self, waveform: Waveform, prompt: Prompt, budget: int, scaled: bool) -> None:
         positions = self.engine.config.text.max_positions
@@ -221,7 +237,7 @@ class QwenASR:
 
     def _run(
         self,
-        jobs: Sequence[_Job],
+        jobs: Sequence[Job],
         language: str | None,
         on_text: Callable[[str], None] | None = None,
         on_share: Callable[[float], None] | None = None,
@@ -237,36 +253,36 @@ class QwenASR:
 
     def _run_stages(
         self,
-        jobs: Sequence[_Job],
+        jobs: Sequence[Job],
         language: str | None,
         on_text: Callable[[str], None] | None,
         on_share: Callable[[float], None] | None,
     ) -> list[Transcription | QwenASRError]:
         engine = self.engine
         clock = _Clock()
-        mel = jax.block_until_ready(engine.log_mel([job.waveform.samples for job in jobs]))
-        mel_ms = clock.lap()
-        features = jax.block_until_ready(engine.encode(mel, [job.prompt.num_audio_tokens for job in jobs]))
-        encode_ms = clock.lap()
-        state = engine.prefill([job.prompt for job in jobs], features, [job.budget for job in jobs])
-        rows = [[int(token)] for token in np.asarray(state.token)[: len(jobs)]]
-        prefill_ms = clock.lap()
+        with clock.stage("mel"):
+            mel = jax.block_until_ready(engine.log_mel([job.waveform.samples for job in jobs]))
+        with clock.stage("encode"):
+            features = jax.block_until_ready(engine.encode(mel, [job.prompt.num_audio_tokens for job in jobs]))
+        with clock.stage("prefill"):
+            state = engine.prefill([job.prompt for job in jobs], features, [job.budget for job in jobs])
+            rows = [[int(token)] for token in np.asarray(state.token)[: len(jobs)]]
         ttft_ms = clock.total()
         expected = sum(8 + _TOKENS_PER_SECOND * job.waveform.duration_s for job in jobs)
         shown = ""
-        while not np.asarray(state.done).all():
-            state, tokens = engine.decode(state, STREAM_STEPS if on_text else engine.buckets.decode_chunk)
-            for row, new in zip(rows, tokens, strict=False):
-                row.extend(new[new != NO_TOKEN].tolist())
-            if on_text is not None:
-                said = [token for token in rows[0] if token not in engine.config.eos_token_ids]
-                text = transcript_so_far(self.tokenizer.decode(said), forced=language is not None)
-                if len(text) > len(shown) and text.startswith(shown):
-                    on_text(text[len(shown) :])
-                    shown = text
-            if on_share is not None:
-                on_share(0.4 + 0.5 * min(1.0, sum(map(len, rows)) / expected))
-        decode_ms = clock.lap()
+        with clock.stage("decode"):
+            while not np.asarray(state.done).all():
+                state, tokens = engine.decode(state, STREAM_STEPS if on_text else engine.buckets.decode_chunk)
+                for row, new in zip(rows, tokens, strict=False):
+                    row.extend(new[new != NO_TOKEN].tolist())
+                if on_text is not None:
+                    said = [token for token in rows[0] if token not in engine.config.eos_token_ids]
+                    text = transcript_so_far(self.tokenizer.decode(said), forced=language is not None)
+                    if len(text) > len(shown) and text.startswith(shown):
+                        on_text(text[len(shown) :])
+                        shown = text
+                if on_share is not None:
+                    on_share(0.4 + 0.5 * min(1.0, sum(map(len, rows)) / expected))
         finite = np.asarray(state.finite)
         engine.release(state)
         results: list[Transcription | QwenASRError] = []
@@ -286,10 +302,10 @@ class QwenASR:
                 on_text(text[len(shown) :])
             timings = Timings(
                 load_audio_ms=job.load_ms,
-                mel_ms=mel_ms,
-                encode_ms=encode_ms,
-                prefill_ms=prefill_ms,
-                decode_ms=decode_ms,
+                mel_ms=clock.ms["mel"],
+                encode_ms=clock.ms["encode"],
+                prefill_ms=clock.ms["prefill"],
+                decode_ms=clock.ms["decode"],
                 ttft_ms=job.load_ms + ttft_ms,
                 total_ms=job.load_ms + clock.total(),
             )
@@ -311,14 +327,19 @@ class QwenASR:
 
 
 class _Clock:
-    """Milliseconds since it was made, and since the last lap."""
+    """Milliseconds of named stages, and since it was made."""
 
     def __init__(self) -> None:
-        self._start = self._lap = time.perf_counter()
+        self._start = time.perf_counter()
+        self.ms: dict[str, float] = {}
 
-    def lap(self) -> float:
-        last, self._lap = self._lap, time.perf_counter()
-        return (self._lap - last) * 1e3
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the block, and names it in a profiler's trace."""
+        start = time.perf_counter()
+        with jax.profiler.TraceAnnotation(name):
+            yield
+        self.ms[name] = (time.perf_counter() - start) * 1e3
 
     def total(self) -> float:
         return (time.perf_counter() - self._start) * 1e3

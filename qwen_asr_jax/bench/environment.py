@@ -1,0 +1,119 @@
+"""Where a result comes from: machine, versions, commit, and a fingerprint of the model that no other model shares."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+from qwen_asr_jax import runtime
+from qwen_asr_jax.errors import OutputError
+from qwen_asr_jax.files import write_text
+
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_CONFIGS = ("config.json", "generation_config.json")
+
+
+def environment(backend: str) -> dict[str, Any]:
+    """The `env` of a record; see `Record`. What cannot be found out is None."""
+    commit = _output("git", "-C", str(_PACKAGE), "rev-parse", "--short=12", "HEAD") if _is_checkout() else None
+    gpu = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") if backend == "gpu" else None
+    name, _, driver = gpu.splitlines()[0].partition(", ") if gpu else ("", "", "")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit,
+        "dirty": bool(_output("git", "-C", str(_PACKAGE), "status", "--porcelain", "--untracked-files=no"))
+        if commit
+        else None,
+        "package": _version("qwen_asr_jax"),
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": name or None,
+        "driver": driver or None,
+        "python": platform.python_version(),
+        **{library: _version(library) for library in ("jax", "jaxlib", "flax")},
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _is_checkout() -> bool:
+    """Whether the package's files are tracked, and not just installed somewhere inside another project's checkout."""
+    return _output("git", "-C", str(_PACKAGE), "ls-files", "__init__.py") is not None
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    """What the command prints; None if it fails, is not there, or prints nothing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
+
+
+def cpu_name() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.processor() or platform.machine()
+
+
+def device_name(backend: str) -> str:
+    """The name of the device that JAX computes on."""
+    if backend == "cpu":
+        return cpu_name()
+    import jax
+
+    return jax.devices()[0].device_kind
+
+
+def fingerprint(model_dir: pathlib.Path) -> str:
+    """sha256 over `config.json` and all weight files, by content alone: a renamed copy is the same model.
+
+    Gigabytes take seconds, so the result is kept in the user's cache directory under the files' paths, sizes and times.
+    """
+    files = _model_files(model_dir)
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+    try:
+        kept = runtime.user_cache_dir() / "fingerprints" / key
+        return kept.read_text(encoding="ascii")
+    except (OSError, RuntimeError):
+        pass
+    with concurrent.futures.ThreadPoolExecutor(runtime.default_threads()) as pool:
+        digests = list(pool.map(_sha256, files))
+    result = hashlib.sha256("".join(digests).encode()).hexdigest()
+    try:
+        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_text(kept, result)
+    except (OSError, OutputError, NameError):
+        pass  # without a cache it is computed every time
+    return result
+
+
+def _model_files(model_dir: pathlib.Path) -> list[pathlib.Path]:
+    """Configs and weights in the order of their names; weights are safetensors files, or an orbax directory's subfolders."""
+    weights = sorted(model_dir.glob("*.safetensors")) or sorted(path for path in model_dir.glob("*/**/*") if path.is_file())
+    return [path for name in _CONFIGS if (path := model_dir / name).exists()] + weights
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

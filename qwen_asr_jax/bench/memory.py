@@ -1,0 +1,47 @@
+"""Memory of this process: resident, on the device, and what compiled programs need besides their arguments."""
+
+from __future__ import annotations
+
+import pathlib
+import resource
+import sys
+
+import jax
+
+
+def rss_bytes() -> int | None:
+    """Resident memory now; None where the system does not say (it is read from /proc)."""
+    return _status("VmRSS")
+
+
+def peak_rss_bytes() -> int:
+    """Most resident memory so far."""
+    peak = _status("VmHWM")  # unlike ru_maxrss, not inherited from the process that started this one
+    return peak or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _status(field: str) -> int | None:
+    try:
+        for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+def device_bytes(which: str = "bytes_in_use") -> int | None:
+    """What the device's allocator says: `bytes_in_use`, or `peak_bytes_in_use`; None on backends without one (CPU)."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get(which) if stats else None
+
+
+def temp_bytes() -> dict[str, int]:
+    """Scratch memory of the compiled programs that are alive, the largest per name; programs that need none are left out."""
+    found: dict[str, int] = {}
+    for program in jax.local_devices()[0].client.live_executables():
+        name = program.hlo_modules()[0].name.removeprefix("jit_")
+        size = program.get_compiled_memory_stats().temp_size_in_bytes
+        if size:
+            found[name] = max(size, found.get(name, 0))
+    return found

@@ -1,0 +1,58 @@
+"""The `load` workload: fresh processes, first with an empty compilation cache, then with the one that this left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from qwen_asr_jax import runtime
+from qwen_asr_jax.audio.read import Waveform
+from qwen_asr_jax.bench.timing import Figures
+from qwen_asr_jax.errors import QwenASRError
+from qwen_asr_jax.pipelines.run_config import EngineOptions
+from qwen_asr_jax.policy import Policy
+
+TIMEOUT_S = 900.0
+"""Longest that one start may take."""
+
+
+def start_twice(model_dir: pathlib.Path, clip: Waveform, policy: Policy, engine: EngineOptions, backend: str) -> Figures:
+    """Starts twice and returns `cold_` and `warm_` figures; see `startup_probe`.
+
+    The weights come from the system's file cache if it holds them: make one start beforehand that is not counted.
+
+    Raises:
+      QwenASRError: a start failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="qwen_asr_jax-load-") as folder:
+        audio = pathlib.Path(folder) / "audio.npy"
+        np.save(audio, clip.samples)
+        settings = [json.dumps(dataclasses.asdict(each)) for each in (policy, engine)]
+        figures: Figures = {}
+        for kind in ("cold", "warm"):
+            found = _start(pathlib.Path(folder) / "xla", [str(model_dir), str(audio), *settings, backend])
+            figures |= {f"{kind}_{name}": value for name, value in found.items()}
+    return figures
+
+
+def _start(cache_dir: pathlib.Path, arguments: list[str]) -> Figures:
+    cache_dir.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "qwen_asr_jax.bench.startup_probe", repr(time.monotonic()), *arguments]
+    environment = os.environ | {runtime.CACHE_VARIABLE: str(cache_dir)}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise QwenASRError(f"a starting process took more than {TIMEOUT_S:.0f} s") from None
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise QwenASRError(f"a starting process failed: {reason}")
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return {name: float(value) for name, value in figures.items() if value is not None}
