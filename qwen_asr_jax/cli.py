@@ -14,6 +14,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from qwen_asr_jax import processes
 from qwen_asr_jax.errors import QwenASRError, UsageError
 from qwen_asr_jax.files import remove_partial
 from qwen_asr_jax.policy import PRESETS, Policy, get_policy
@@ -68,6 +69,8 @@ def policy_from_flags() -> tuple[Policy, Any]:
         return get_policy(values.policy or "bf16"), EngineOptions()
     if values.policy is not None:
         raise UsageError("--policy and --config exclude each other: a config holds a policy")
+    if "policy" not in values.config:
+        raise UsageError("the config has no field 'policy': it is no run config; configs/bf16.py is one")
     return from_run_config(values.config)
 
 
@@ -99,7 +102,7 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
     try:
         rest: Sequence[str] = flags.FLAGS(list(argv))
         if "config" in flags.FLAGS and flags.FLAGS.config is not None:
-            _ = flags.FLAGS.config.policy  # an absent or broken file shows only when the config is used
+            _ = list(flags.FLAGS.config)  # an absent or broken file shows only when the config is used
         return rest
     except flags.Error as e:
         reason = str(e).splitlines()[0]
@@ -131,6 +134,7 @@ def _guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> 
 def _interrupted(number: int, frame: object) -> None:
     """Ends the process at once, with nothing half-written left behind."""
     del number, frame
+    processes.end_all()
     remove_partial()
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}; audio files are given with --audio=FILE[,FILE...]")
 
-    from qwen_asr_jax.bench.record import append_record, check_appendable
+    from qwen_asr_jax.bench.record import append_records, check_appendable
 
     output = pathlib.Path(FLAGS.output_json).expanduser() if FLAGS.output_json else None
     if output is not None:
@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
     for record in measure(terminal):
         terminal.result(record)
         if output is not None:
-            append_record(output, record)
+            append_records(output, [record])
         if record.compile["recompiles"]:
             cli.warn(
                 f"{record.workload}: {record.compile['recompiles']} compilations inside measured runs: not a valid result"

@@ -69,7 +69,7 @@ class Record:
         `flax`, `xla_flags`.
       notes: remarks that belong to the figures, one line each.
       sweep: `name`, `point` (the overrides) and `id`, if it was one of a sweep.
-      error: why there is no result; `runs` is empty then.
+      error: why there is no valid result; mostly `runs` is empty then.
     """
 
     workload: str
@@ -177,13 +177,13 @@ def read_records(paths: Iterable[pathlib.Path]) -> tuple[list[Record], list[str]
     return records, problems
 
 
-def append_record(path: pathlib.Path, record: Record) -> None:
-    """Appends one line in one write; behind a line that was cut off, on a line of its own.
+def append_records(path: pathlib.Path, records: Iterable[Record]) -> None:
+    """Appends one line each, all in one write; behind a line that was cut off, on lines of their own.
 
     Raises:
       OutputError: the file cannot be written.
     """
-    _append(path, record.to_json().encode("utf-8") + b"\n")
+    _append(path, "".join(record.to_json() + "\n" for record in records).encode("utf-8"))
 
 
 def check_appendable(path: pathlib.Path) -> None:
@@ -195,14 +195,14 @@ def check_appendable(path: pathlib.Path) -> None:
     _append(path, b"")
 
 
-def _append(path: pathlib.Path, line: bytes) -> None:
+def _append(path: pathlib.Path, lines: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+", buffering=0) as f:
-            if line:
+            if lines:
                 end = f.seek(0, os.SEEK_END)
                 f.seek(max(0, end - 1))
                 cut_off = f.read(1) not in (b"", b"\n")
-                f.write(b"\n" * cut_off + line)
+                f.write(b"\n" * cut_off + lines)
     except OSError as e:
-        raise OutputError(f"{path}: results cannot be written there ({e.strerror}); choose another --output_json") from None
+        raise OutputError(f"{path}: results cannot be written there ({e.strerror}); choose another file") from None

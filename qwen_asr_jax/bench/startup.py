@@ -6,14 +6,13 @@ import dataclasses
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 import time
 
 import numpy as np
 
-from qwen_asr_jax import runtime
+from qwen_asr_jax import processes, runtime
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench.timing import Figures
 from qwen_asr_jax.errors import QwenASRError
@@ -47,12 +46,8 @@ def _start(cache_dir: pathlib.Path, arguments: list[str]) -> Figures:
     cache_dir.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "qwen_asr_jax.bench.startup_probe", repr(time.monotonic()), *arguments]
     environment = os.environ | {runtime.CACHE_VARIABLE: str(cache_dir)}
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise QwenASRError(f"a starting process took more than {TIMEOUT_S:.0f} s") from None
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise QwenASRError(f"a starting process failed: {reason}")
+    done = processes.run(command, env=environment, timeout_s=TIMEOUT_S)
+    if done.status:
+        raise QwenASRError(f"a starting process failed: {done.reason()}")
     figures = json.loads(done.stdout.splitlines()[-1])
     return {name: float(value) for name, value in figures.items() if value is not None}

@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "qwen_asr_jax"
 
 LAYERS = [
     {"errors"},
-    {"typing", "config", "policy", "files", "runtime"},
+    {"typing", "config", "policy", "files", "processes", "runtime"},
     {"audio", "text"},
     {"ops", "kernels"},
     {"nn"},

@@ -1,0 +1,102 @@
+"""Child processes that end with this one: what they said, how long they took, and what they used."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+_running: set[int] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A process that has ended.
+
+    Attributes:
+      status: its exit status; negative for the number of the signal that ended it.
+      stdout, stderr: all that it said.
+      wall_s: seconds from start to end.
+      cpu_s: seconds of CPU time, its own and that of children it waited for.
+      peak_rss_bytes: most resident memory.
+      timed_out: it was ended because it took too long.
+    """
+
+    status: int
+    stdout: str
+    stderr: str
+    wall_s: float
+    cpu_s: float
+    peak_rss_bytes: int
+    timed_out: bool
+
+    def reason(self) -> str:
+        """Why it failed, in one line: the last thing it said on stderr, or how it ended."""
+        if self.timed_out:
+            return f"ended after {self.wall_s:.0f} s, the time limit"
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        if self.status < 0:
+            name = signal.Signals(-self.status).name
+            return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+        return lines[-1] if lines else f"exit status {self.status} without a word"
+
+
+def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Finished:
+    """Runs the command to its end in a process group of its own; standard input is empty.
+
+    Raises:
+      OSError: it cannot be started.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        start = time.monotonic()
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env and dict(env), process_group=0
+        )
+        _running.add(child.pid)
+        expired = threading.Event()
+
+        def expire() -> None:
+            expired.set()
+            _kill(child.pid)
+
+        timer = threading.Timer(timeout_s or 0.0, expire)
+        if timeout_s:
+            timer.start()
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        finally:
+            timer.cancel()
+            _running.discard(child.pid)
+        wall_s = time.monotonic() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode("utf-8", "replace"))
+    unit = 1024 if os.uname().sysname == "Linux" else 1  # getrusage counts in KiB there, in bytes on macOS
+    return Finished(
+        status=child.returncode,
+        stdout=texts[0],
+        stderr=texts[1],
+        wall_s=wall_s,
+        cpu_s=usage.ru_utime + usage.ru_stime,
+        peak_rss_bytes=usage.ru_maxrss * unit,
+        timed_out=expired.is_set(),
+    )
+
+
+def end_all() -> None:
+    """Ends what is running now, with its children; for a process that ends at once."""
+    for pid in list(_running):
+        _kill(pid)
+
+
+def _kill(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
