@@ -58,6 +58,25 @@ def writable_directory(path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[pathlib.Path]:
+    """A directory for the block, among the system's temporary files; it vanishes with the block, or an interruption.
+
+    Raises:
+      OutputError: there is no place for it.
+    """
+    try:
+        path = pathlib.Path(tempfile.mkdtemp(prefix="qwen_asr_jax-"))
+    except OSError as e:
+        raise OutputError(f"{tempfile.gettempdir()}: temporary files cannot be written there ({e.strerror})") from None
+    _partial.add(path)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _partial.discard(path)
+
+
 def write_text(path: pathlib.Path, text: str) -> None:
     """Writes the file in one step: readers see the old content or the new, never a part.
 

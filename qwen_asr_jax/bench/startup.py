@@ -7,7 +7,6 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 import time
 
 import numpy as np
@@ -16,6 +15,7 @@ from qwen_asr_jax import processes, runtime
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench.timing import Figures
 from qwen_asr_jax.errors import QwenASRError
+from qwen_asr_jax.files import scratch_directory
 from qwen_asr_jax.pipelines.run_config import EngineOptions
 from qwen_asr_jax.policy import Policy
 
@@ -31,13 +31,13 @@ def start_twice(model_dir: pathlib.Path, clip: Waveform, policy: Policy, engine:
     Raises:
       QwenASRError: a start failed.
     """
-    with tempfile.TemporaryDirectory(prefix="qwen_asr_jax-load-") as folder:
-        audio = pathlib.Path(folder) / "audio.npy"
+    with scratch_directory() as folder:
+        audio = folder / "audio.npy"
         np.save(audio, clip.samples)
         settings = [json.dumps(dataclasses.asdict(each)) for each in (policy, engine)]
         figures: Figures = {}
         for kind in ("cold", "warm"):
-            found = _start(pathlib.Path(folder) / "xla", [str(model_dir), str(audio), *settings, backend])
+            found = _start(folder / "xla", [str(model_dir), str(audio), *settings, backend])
             figures |= {f"{kind}_{name}": value for name, value in found.items()}
     return figures
 

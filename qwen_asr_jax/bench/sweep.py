@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from qwen_asr_jax import processes
 from qwen_asr_jax.bench.environment import cpu_name, environment
 from qwen_asr_jax.bench.record import WORKLOADS, Record, append_records, read_records
 from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.files import scratch_directory
 from qwen_asr_jax.policy import PRESETS
 
 FLAGS: dict[str, Any] = {
@@ -151,8 +151,8 @@ class Sweep:
 
     def _measure(self, point: Point, bench_script: pathlib.Path, timeout_s: float) -> tuple[list[Record], str | None]:
         origin = {"name": self.name, "id": point.id, "point": dict(point.overrides)}
-        with tempfile.TemporaryDirectory(prefix="qwen_asr_jax-sweep-") as folder:
-            output = pathlib.Path(folder) / "point.jsonl"
+        with scratch_directory() as folder:
+            output = folder / "point.jsonl"
             command = [sys.executable, str(bench_script), *point.arguments(), f"--output_json={output}"]
             done = processes.run(command, env={**os.environ, **point.env}, timeout_s=timeout_s)
             records, _ = read_records([output] if output.exists() else [])

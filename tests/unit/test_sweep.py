@@ -202,6 +202,7 @@ def test_script_killed_in_the_middle_resumes(tmp_path, script, bench):
         running.send_signal(signal.SIGTERM)
         assert running.wait(timeout=60) == 130
         assert running.stderr.read().splitlines()[-1] == "sweep.py: interrupted"
+    assert not pathlib.Path(calls(bench)[-1]["output_json"]).parent.exists()
     with open(tmp_path / "runs" / "small.jsonl") as f:
         assert [parse(line).sweep["point"]["policy"] for line in f] == ["bf16"]
     still_there = pathlib.Path(f"/proc/{calls(bench)[-1]['pid']}/cmdline")
