@@ -78,6 +78,11 @@ def scratch_directory() -> Iterator[pathlib.Path]:
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
+    """`write_bytes` of the text in UTF-8; what no encoding can hold is written as an escape."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
     """Writes the file in one step: readers see the old content or the new, never a part.
 
     Raises:
@@ -88,8 +93,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
         partial = pathlib.Path(name)
         _partial.add(partial)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as f:
-                f.write(text)
+            with os.fdopen(handle, "wb") as f:
+                f.write(data)
             partial.chmod(0o644)
             partial.replace(path)
         finally:

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     from qwen_asr_jax.bench.record import check_appendable
     from qwen_asr_jax.bench.sweep import Sweep, points_of
 
-    name = FLAGS.name or pathlib.Path(config_flags.get_config_filename(FLAGS["config"])).stem
+    name = FLAGS.name or pathlib.Path(config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]).stem
     path = pathlib.Path(FLAGS.output).expanduser() / f"{name}.jsonl"
     check_appendable(path)
     sweep = Sweep(name, path, points_of(FLAGS.config), retry_failed=FLAGS.retry_failed)

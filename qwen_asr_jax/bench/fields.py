@@ -13,13 +13,13 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from qwen_asr_jax.bench.record import WORKLOADS, Record
+from qwen_asr_jax.bench.record import MAIN_FIGURE, WORKLOADS, Record
 
 DASH = "-"
 
 NO_DATE = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
-MAIN_FIGURES = {
+COMPARED_FIGURES = {
     "full": ("total_ms",),
     "encoder": ("total_ms",),
     "prefill": ("total_ms",),
@@ -32,7 +32,8 @@ MAIN_FIGURES = {
 
 ENVIRONMENT = ("cpu", "cores", "gpu", "driver", "python", "jax", "jaxlib", "flax", "xla_flags", "commit", "dirty")
 
-_UNITS = {"audio_s_per_s": "audio s/s", "_per_s": "/s", "ms_per_token": "ms/token"}
+_NAMES = {"cpu_per_wall": "CPU/wall", "rtf": "RTF", "rtfx": "RTFx", "ttft_ms": "first token"}
+_UNITS = {"audio_s_per_s": "audio s/s", "_per_s": "/s", "ms_per_token": "ms/token", "_bytes": "bytes"}
 _UNITS |= {"_gb_s": "GB/s", "_gflop_s": "GFLOP/s", "_ms": "ms", "_us": "µs", "_s": "s"}
 
 # Overrides of a sweep that a record says in fields of its own.
@@ -77,7 +78,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
             Row(
                 record,
                 environment=letters.get(environment_key(record), "") if len(letters) > 1 else "",
-                backend=record.backend if len(backends) > 1 else "",
+                backend=str(record.backend) if len(backends) > 1 else "",
                 threads=count(number(record.threads)) if len(threads) > 1 and record.threads is not None else "",
                 point="" if record.error else ", ".join(f"{name}={value}" for name, value in point(record)),
                 repeat=f"#{seen[key]}" if counts[key] > 1 else "",
@@ -88,7 +89,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
 
 def environment_key(record: Record) -> tuple[str, ...]:
     """What two results measured in the same environment share."""
-    return (record.backend, record.device, *(str(record.env.get(name)) for name in ENVIRONMENT))
+    return (str(record.backend), str(record.device), *(str(record.env.get(name)) for name in ENVIRONMENT))
 
 
 def environment_letters(records: Iterable[Record]) -> dict[tuple[str, ...], str]:
@@ -146,7 +147,7 @@ def floor_fraction(record: Record, name: str | None = None) -> float | None:
     """Least possible time / measured time of the named figure, or of the workload's main one."""
     if name is None and record.floor_fraction is not None:
         return number(record.floor_fraction)
-    return number(mapping(record.floor.get(name or MAIN_FIGURES[record.workload][0])).get("fraction"))
+    return number(mapping(record.floor.get(name or MAIN_FIGURE[record.workload])).get("fraction"))
 
 
 def audio_seconds(record: Record) -> float | None:
@@ -206,7 +207,7 @@ def megabytes(value: float | None) -> str:
 def figure_label(name: str) -> tuple[str, str]:
     """A figure's name for people and its unit: `("f32 4096", "GFLOP/s")` for `f32_4096_gflop_s`."""
     suffix = next((suffix for suffix in _UNITS if name.endswith(suffix)), "")
-    return name.removesuffix(suffix).replace("_", " "), _UNITS.get(suffix, "")
+    return _NAMES.get(name, name.removesuffix(suffix).replace("_", " ")), _UNITS.get(suffix, "")
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:

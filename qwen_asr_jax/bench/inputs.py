@@ -45,7 +45,7 @@ def bench_model_dir(name: str | None) -> tuple[pathlib.Path, str | None]:
 
 
 def _random_checkpoint(preset: str) -> pathlib.Path:
-    """Makes the checkpoint if it is not there yet, in the user's cache directory, or where that cannot be, among temporaries."""
+    """Makes the checkpoint if it is not there yet, in the user's cache directory, or else among temporaries."""
     try:
         path = runtime.user_cache_dir() / "models" / f"random-{preset}"
         if not path.exists():

@@ -119,6 +119,7 @@ class Record:
 
 _FIELDS = {field.name: field for field in dataclasses.fields(Record)}
 _REQUIRED = [name for name, f in _FIELDS.items() if f.default is f.default_factory is dataclasses.MISSING] + ["schema"]
+_OPTIONAL_MAPPINGS = ("model", "audio", "roofline", "transcript", "sweep")
 _MAPPINGS = ("summary", "settings", "env", "floor", "memory", "compile")
 
 
@@ -134,6 +135,10 @@ def parse(line: str) -> Record:
         raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from None
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError:
+        raise ValueError("a number in it is none, or infinite") from None
     if values.get("schema") != SCHEMA:
         raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
     if missing := [name for name in _REQUIRED if name not in values]:
@@ -144,12 +149,17 @@ def parse(line: str) -> Record:
         raise ValueError(f"unknown workload {values['workload']!r}")
     if not isinstance(values["runs"], list) or not all(isinstance(run, dict) for run in values["runs"]):
         raise ValueError("runs is not a list of objects")
-    for name in _MAPPINGS:
-        if not isinstance(values.get(name, {}), dict):
+    for name in (*_MAPPINGS, *_OPTIONAL_MAPPINGS):
+        if not isinstance(values.get(name, {}), dict) and not (name in _OPTIONAL_MAPPINGS and values[name] is None):
             raise ValueError(f"{name} is not an object")
+    for name, kind in {"contexts": dict, "notes": str}.items():
+        if not isinstance(values.get(name, []), list) or not all(isinstance(each, kind) for each in values.get(name, [])):
+            raise ValueError(f"{name} is not a list of {'objects' if kind is dict else 'strings'}")
     for stage, figures in values["summary"].items():
         if not isinstance(figures, dict) or sorted(figures) != sorted(STATISTICS):
             raise ValueError(f"summary of {stage} has not the figures {', '.join(STATISTICS)}")
+        if not all(isinstance(value, int | float) for value in figures.values()):
+            raise ValueError(f"summary of {stage} holds what is no number")
     values["notes"] = tuple(values.get("notes", ()))
     return Record(**values)
 

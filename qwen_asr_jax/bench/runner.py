@@ -19,7 +19,7 @@ from qwen_asr_jax.bench.environment import device_name, environment, fingerprint
 from qwen_asr_jax.bench.profile import profile_table
 from qwen_asr_jax.bench.record import MAIN_FIGURE, Record
 from qwen_asr_jax.bench.summary import summarize
-from qwen_asr_jax.bench.timing import Figures, measure
+from qwen_asr_jax.bench.timing import Figures, Measured, measure
 from qwen_asr_jax.bench.workloads import Plan
 from qwen_asr_jax.checkpoint.load import abstract_model
 from qwen_asr_jax.config import read_config
@@ -76,7 +76,8 @@ def bench_model(
     model: QwenASR, model_dir: pathlib.Path, workload: str, clips: Sequence[Waveform], options: Options, listener: Listener
 ) -> Record:
     """Measures one workload on one batch of clips."""
-    log, main = compilations(), MAIN_FIGURE[workload]
+    log = compilations()
+    before = (log.count, log.cached, log.compile_s + log.cache_s)
     plan = _plan(model, workload, clips, options)
     seconds = sum(clip.duration_s for clip in clips)
     listener.status(f"{options.warmup} warm-up runs")
@@ -89,28 +90,18 @@ def bench_model(
         "peak_device_bytes": memory.device_bytes("peak_bytes_in_use"),
         "peak_rss_bytes": memory.peak_rss_bytes(),
     }
-    compiled = {"count": log.count, "cached": log.cached, "seconds": log.compile_s + log.cache_s}
+    after = (log.count, log.cached, log.compile_s + log.cache_s)
+    compiled = dict(zip(("count", "cached", "seconds"), (b - a for a, b in zip(before, after, strict=True)), strict=True))
     limits = _limits(listener)
-    read = roofline.prepare_read()
-
-    def run() -> Figures:
-        return plan.run() | {"read_gb_s": read()}
-
-    def on_run(number: int, figures: Figures) -> None:
-        listener.run(number, options.runs, figures, main, seconds)
-
-    measured = measure(run, runs=options.runs, warmup=0, on_run=on_run)
-    contexts, recompiled = (
-        _contexts(model, options, len(clips), limits, read, listener) if workload == "decode" else ([], ())
-    )
+    measured, contexts = _measure_beside_reads(model, workload, plan, len(clips), seconds, limits, options, listener)
+    memory.forget_peak()
     if options.profile_dir is not None:
         trace_dir = options.profile_dir / f"{workload}-{model.engine.policy.name}"
         listener.status(f"one more run, traced to {trace_dir}")
         listener.profile(profile_table(plan.run, trace_dir))
-    recompiled = measured.recompiled + recompiled
     notes = list(dict.fromkeys(plan.notes))
-    if recompiled:
-        notes.append(f"INVALID: compiled inside measured runs: {', '.join(sorted(set(recompiled)))}")
+    if measured.recompiled:
+        notes.append(f"INVALID: compiled inside measured runs: {', '.join(sorted(set(measured.recompiled)))}")
     record = Record(
         workload=workload,
         model=identity(model.name, model_dir, model.engine.checkpoint.params),
@@ -125,10 +116,36 @@ def bench_model(
         contexts=contexts,
         transcript=plan.transcript,
         memory=used,
-        compile=compiled | {"recompiles": len(recompiled)},
+        compile=compiled | {"recompiles": len(measured.recompiled)},
         notes=tuple(notes),
     )
     return _with_rates(record, plan, limits, model.engine.policy)
+
+
+def _measure_beside_reads(
+    model: QwenASR,
+    workload: str,
+    plan: Plan,
+    rows: int,
+    audio_s: float,
+    limits: Limits,
+    options: Options,
+    listener: Listener,
+) -> tuple[Measured, list[dict[str, float]]]:
+    """The measured runs with the read bandwidth behind each, then for `decode` the contexts. The buffers end with the call."""
+    read = roofline.prepare_read()
+
+    def run() -> Figures:
+        return plan.run() | {"read_gb_s": read()}
+
+    def on_run(number: int, figures: Figures) -> None:
+        listener.run(number, options.runs, figures, MAIN_FIGURE[workload], audio_s)
+
+    measured = measure(run, runs=options.runs, warmup=0, on_run=on_run)
+    if workload != "decode":
+        return measured, []
+    contexts, recompiled = _contexts(model, options, rows, limits, read, listener)
+    return Measured(measured.runs, measured.recompiled + recompiled), contexts
 
 
 def bench_roofline(options: Options, listener: Listener) -> Record:

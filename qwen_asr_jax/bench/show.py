@@ -8,41 +8,23 @@ from typing import Any
 
 from tabulate import tabulate
 
+from qwen_asr_jax.bench.fields import count, digits, figure_label, megabytes, percent
 from qwen_asr_jax.bench.record import Record
 from qwen_asr_jax.bench.runner import Listener
 from qwen_asr_jax.bench.summary import STATISTICS
 from qwen_asr_jax.bench.timing import Figures
 
-_LABELS = {"rtf": "RTF", "rtfx": "RTFx", "cpu_per_wall": "CPU/wall", "ttft_ms": "first token", "gb_s": "GB/s"}
-_UNITS = {"_gb_s": "GB/s", "_gflop_s": "GFLOP/s", "_ms": "ms", "_us": "us", "_s": "s", "_bytes": "bytes"}
-
 
 def label(figure: str) -> str:
     """A figure's name for people: `conv_stem_ms` is `conv stem, ms`."""
-    if figure in _LABELS:
-        return _LABELS[figure] + (", ms" if figure.endswith("_ms") else "")
-    if "_per_" in figure:
-        return figure.replace("audio_s", "audio seconds").replace("_per_s", " per second").replace("_", " ")
-    for suffix, unit in _UNITS.items():
-        if figure.endswith(suffix):
-            return f"{figure.removesuffix(suffix).replace('_', ' ')}, {unit}"
-    return figure.replace("_", " ")
+    return ", ".join(part for part in figure_label(figure) if part)
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """The value with so many significant digits, plainly written; a dash for None."""
-    if value is None:
-        return "-"
-    if value == 0 or abs(value) >= 10 ** (digits - 1):
-        return f"{value:.0f}"
-    return f"{value:.{digits}g}" if abs(value) >= 1e-4 else f"{value:.1e}"
-
-
-def megabytes(size: float | None) -> str:
+def with_unit(number_of_bytes: float | None) -> str:
     """Bytes as MB or GB (powers of ten); a dash for None."""
-    if size is None:
-        return "-"
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+    if number_of_bytes is not None and number_of_bytes >= 1e9:
+        return f"{digits(number_of_bytes / 1e9)} GB"
+    return megabytes(number_of_bytes) + (" MB" if number_of_bytes is not None else "")
 
 
 def run_line(index: int, runs: int, figures: Figures, main: str, audio_s: float | None) -> str:
@@ -50,10 +32,10 @@ def run_line(index: int, runs: int, figures: Figures, main: str, audio_s: float 
     parts = [f"run {index}/{runs}"]
     first = [main] if main in figures else []
     rest = [name for name in figures if name not in (main, "cpu_per_wall", "read_gb_s")]
-    parts += [f"{label(name).removesuffix(', ms')} {number(figures[name])}" for name in first + rest]
+    parts += [f"{label(name).removesuffix(', ms')} {digits(figures[name])}" for name in first + rest]
     if audio_s and "total_ms" in figures and "tokens" in figures:
         rtf = figures["total_ms"] / 1e3 / audio_s
-        parts.append(f"RTF {number(rtf)}  RTFx {number(1 / rtf)}")
+        parts.append(f"RTF {digits(rtf)}  RTFx {digits(1 / rtf)}")
     if "cpu_per_wall" in figures:
         parts.append(f"CPU/wall {figures['cpu_per_wall']:.2f}")
     return "  ".join(parts)
@@ -61,7 +43,7 @@ def run_line(index: int, runs: int, figures: Figures, main: str, audio_s: float 
 
 def summary_table(summary: Mapping[str, Mapping[str, float]]) -> str:
     """Figures down, statistics across."""
-    rows = [[label(name), *(number(values[each]) for each in STATISTICS)] for name, values in summary.items()]
+    rows = [[label(name), *(digits(values[each]) for each in STATISTICS)] for name, values in summary.items()]
     return tabulate(rows, headers=["", *STATISTICS], disable_numparse=True, colalign=["left"] + ["right"] * len(STATISTICS))
 
 
@@ -81,19 +63,19 @@ def start_table(summary: Mapping[str, Mapping[str, float]]) -> str:
 
     def seconds(kind: str, phase: str) -> list[str]:
         found = summary.get(f"{kind}_{phase}_s")
-        return [number(found[each], 3) if found else "-" for each in ("min", "median", "max")]
+        return [digits(found[each]) if found else "-" for each in ("min", "median", "max")]
 
-    def size(phase: str, of: str) -> str:
+    def resident(phase: str, of: str) -> str:
         found = summary.get(f"warm_{phase}_{of}_bytes")
-        return megabytes(found["median"]) if found else "-"
+        return with_unit(found["median"]) if found else "-"
 
     rows = [
         [
             phase.replace("_", " "),
             *seconds("cold", phase),
             *seconds("warm", phase),
-            size(phase, "rss"),
-            size(phase, "device"),
+            resident(phase, "rss"),
+            resident(phase, "device"),
         ]
         for phase in PHASES
     ]
@@ -106,11 +88,11 @@ def result_lines(record: Record) -> Iterable[str]:
     """All that is said below the table."""
     if record.rtf is not None and record.audio:
         audio = f"{record.audio['seconds']:.2f} s of audio; medians of {len(record.runs)} runs"
-        yield f"RTF {number(record.rtf)}  RTFx {number(record.rtfx)}  ({audio})"
+        yield f"RTF {digits(record.rtf)}  RTFx {digits(record.rtfx)}  ({audio})"
     rates = {"ms per token": record.ms_per_token, "GB/s": record.gb_s, "GFLOP/s": record.gflop_s}
-    said = [f"{number(value)} {name}" for name, value in rates.items() if value is not None]
+    said = [f"{digits(value)} {name}" for name, value in rates.items() if value is not None]
     if record.tokens is not None:
-        said.insert(0, f"{record.tokens:.0f} tokens")
+        said.insert(0, f"{count(record.tokens)} tokens")
     if said:
         yield ", ".join(said)
     if record.transcript:
@@ -123,8 +105,9 @@ def result_lines(record: Record) -> Iterable[str]:
         yield "memory: " + memory_line(record.memory)
     if record.compile:
         c = record.compile
+        of_them = "of which warm starts read" if record.workload == "load" else "of them from the cache:"
         yield (
-            f"compiles: {c['count']} programs in {c['seconds']:.2f} s, {c['cached']} of them from the cache;"
+            f"compiles: {c['count']} programs in {c['seconds']:.2f} s, {of_them} {c['cached']};"
             f" {c['recompiles']} inside measured runs"
         )
     yield from (f"note: {note}" for note in record.notes)
@@ -133,7 +116,7 @@ def result_lines(record: Record) -> Iterable[str]:
 def context_table(contexts: Iterable[Mapping[str, float]]) -> str:
     """Decode speed over context."""
     rows = [
-        [f"{c['context_tokens']:.0f}", number(c["ms_per_token"]), number(c["gb_s"]), f"{100 * c['floor_fraction']:.0f} %"]
+        [count(c["context_tokens"]), digits(c["ms_per_token"]), digits(c["gb_s"]), percent(c["floor_fraction"])]
         for c in contexts
     ]
     return tabulate(
@@ -145,7 +128,7 @@ def floor_table(record: Record) -> str:
     """The least time of each stage on this machine, and how much of it is reached."""
     assert record.roofline is not None
     rows = [
-        [label(name), number(f["ms"]), f"{100 * f['fraction']:.0f} %", "memory" if f["bound"] == "bytes" else "arithmetic"]
+        [label(name), digits(f["ms"]), percent(f["fraction"]), "memory" if f["bound"] == "bytes" else "arithmetic"]
         for name, f in record.floor.items()
     ]
     r = record.roofline
@@ -156,8 +139,8 @@ def floor_table(record: Record) -> str:
             disable_numparse=True,
             colalign=("left", "right", "right", "left"),
         )
-        + f"\n(this machine: {number(r['read_gb_s'])} GB/s read between the runs; {number(r['f32_gflop_s'])} f32 and"
-        f" {number(r['bf16_gflop_s'])} bf16 GFLOP/s on {r['date'][:10]})"
+        + f"\n(this machine: {digits(r['read_gb_s'])} GB/s read between the runs; {digits(r['f32_gflop_s'])} f32 and"
+        f" {digits(r['bf16_gflop_s'])} bf16 GFLOP/s on {r['date'][:10]})"
     )
 
 
@@ -166,16 +149,16 @@ def memory_line(memory: Mapping[str, Any]) -> str:
     weights = memory.get("weights", {})
     parts = []
     if weights:
-        kinds = ", ".join(f"{name} {megabytes(size)}" for name, size in weights.items())
-        parts.append(f"weights {megabytes(sum(weights.values()))} ({kinds})")
+        kinds = ", ".join(f"{name} {with_unit(size)}" for name, size in weights.items())
+        parts.append(f"weights {with_unit(sum(weights.values()))} ({kinds})")
     if memory.get("cache_bytes"):
-        parts.append(f"cache {megabytes(memory['cache_bytes'])}")
+        parts.append(f"cache {with_unit(memory['cache_bytes'])}")
     if temp := memory.get("temp_bytes"):
         largest = max(temp, key=temp.__getitem__)
-        parts.append(f"temporaries up to {megabytes(temp[largest])} ({largest})")
-    parts.append(f"peak RSS {megabytes(memory.get('peak_rss_bytes'))}")
+        parts.append(f"temporaries up to {with_unit(temp[largest])} ({largest})")
+    parts.append(f"peak RSS {with_unit(memory.get('peak_rss_bytes'))}")
     if memory.get("peak_device_bytes") is not None:
-        parts.append(f"peak on the device {megabytes(memory['peak_device_bytes'])}")
+        parts.append(f"peak on the device {with_unit(memory['peak_device_bytes'])}")
     return ", ".join(parts)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def is_noise(before: dict[str, float], after: dict[str, float]) -> bool:
+def is_noise(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
     """Whether two summaries' medians differ no more than their own runs do: one lies between the other's min and p95."""
     return before["min"] <= after["median"] <= before["p95"] or after["min"] <= before["median"] <= after["p95"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 
 import jax
 import pytest
@@ -104,6 +105,12 @@ def test_the_roofline_measures_everything(monkeypatch):
 def test_memory_of_this_process():
     jax.jit(lambda x: x @ x)(jax.numpy.ones((64, 64))).block_until_ready()
     assert memory.peak_rss_bytes() >= (memory.rss_bytes() or 0) > 0
+    peak = memory.peak_rss_bytes()
+    own = bytearray(b"x") * (300 << 20)
+    assert len(own) == 300 << 20
+    del own
+    memory.forget_peak()
+    assert memory.peak_rss_bytes() < peak + (200 << 20) or sys.platform != "linux"
     assert memory.device_bytes() is None  # the CPU backend has no allocator of its own
     assert all(size > 0 for size in memory.temp_bytes().values())
 

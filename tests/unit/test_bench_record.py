@@ -10,7 +10,7 @@ import pathlib
 import pytest
 
 from qwen_asr_jax.bench.record import SCHEMA, Record, append_records, check_appendable, parse, read_records
-from qwen_asr_jax.bench.summary import summarize
+from qwen_asr_jax.bench.summary import STATISTICS, summarize
 from qwen_asr_jax.errors import OutputError, UsageError
 from tests.bench_records import record
 
@@ -35,11 +35,27 @@ def test_round_trip():
         ({"summary": {"total_ms": {"min": 1.0}}}, "summary of total_ms"),
         ({"memory": []}, "memory is not an object"),
         ({"summary": None}, "summary is not an object"),
+        ({"summary": {"x": dict.fromkeys(STATISTICS, "1")}}, "summary of x holds what is no number"),
+        ({"model": "m"}, "model is not an object"),
+        ({"contexts": [1]}, "contexts is not a list of objects"),
+        ({"notes": None}, "notes is not a list of strings"),
+        ({"notes": [1]}, "notes is not a list of strings"),
+        ({"rtf": float("nan")}, "a number in it is none, or infinite"),
     ],
 )
 def test_wrong_records_are_named(change, reason):
     with pytest.raises(ValueError, match=reason):
         parse(json.dumps(json.loads(record().to_json()) | change))
+
+
+def test_what_may_be_absent():
+    values = json.loads(record().to_json()) | {"model": None, "audio": None, "sweep": None}
+    assert parse(json.dumps(values)).model is None
+
+
+def test_a_number_too_large_for_a_float():
+    with pytest.raises(ValueError, match="infinite"):
+        parse(record(rtf=1.5).to_json().replace("1.5", "1e999"))
 
 
 def test_missing_fields_are_named():

@@ -1,0 +1,190 @@
+"""Before and after: which records of two logs measure the same, and what changed between them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qwen_asr_jax.bench.fields import (
+    COMPARED_FIGURES,
+    DASH,
+    ENVIRONMENT,
+    audio_name,
+    change,
+    digits,
+    figure,
+    figure_label,
+    make_rows,
+    mapping,
+    measured_at,
+    model_name,
+    point,
+    ratio,
+    recompiles,
+)
+from qwen_asr_jax.bench.record import Record
+from qwen_asr_jax.bench.summary import STATISTICS, is_noise
+from qwen_asr_jax.bench.tables import INVALID, wide_table
+
+_HEADERS = ["figure", "before", "after", "delta", "after/before", "verdict"]
+_STAGES = {"encode_ms": "encode", "prefill_ms": "prefill", "decode_ms": "decode"}
+_WITH_STAGES = ("full", "batch")
+_RATES = ("gb_s", "gflop_s", "_per_s")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two logs side by side.
+
+    Attributes:
+      pairs: records of the same workload, model, policy, device, threads, batch and clip, before and after.
+      gone: records of the baseline without a counterpart.
+      new: records without a counterpart in the baseline.
+      repeats: older measurements of the same, on either side; the newest is compared.
+    """
+
+    pairs: list[tuple[Record, Record]]
+    gone: list[Record]
+    new: list[Record]
+    repeats: int
+
+
+def compare(before: Iterable[Record], after: Iterable[Record]) -> Comparison:
+    """Pairs the newest of what both sides measured; failed points count as not measured."""
+    (old, old_repeats), (new, new_repeats) = (_newest(r for r in side if r.error is None) for side in (before, after))
+    pairs, gone = [], list(old)
+    for record in new:
+        candidates = [r for r in gone if _is_same(r, record)]
+        if candidates:
+            pairs.append((candidates[0], record))
+            gone = [r for r in gone if r is not candidates[0]]
+    paired = {id(record) for _, record in pairs}
+    return Comparison(pairs, gone, [r for r in new if id(r) not in paired], old_repeats + new_repeats)
+
+
+def comparison_text(comparison: Comparison, name: str) -> str:
+    """Markdown: a table per workload, what else changed, and how many points have no counterpart."""
+    parts = [f"Before: {name}. `noise`: the medians differ no more than the runs of one side do."]
+    if changed := _changes(comparison.pairs):
+        parts.append(f"Changed in between: {changed}.")
+    before = {id(after): old for old, after in comparison.pairs}
+    rows = make_rows([after for _, after in comparison.pairs])
+    for workload in COMPARED_FIGURES:
+        own = [row for row in rows if row.record.workload == workload]
+        lines = [(row, cells) for row in own for cells in _figure_cells(before[id(row.record)], row.record)]
+        headers = [*_HEADERS, *_STAGES.values(), "text"] if workload in _WITH_STAGES else _HEADERS
+        if lines:
+            parts.append(f"### {workload}\n\n{wide_table(lines, headers, left=['figure', 'verdict', 'text'])}")
+    parts.append("\n".join(_left_over(comparison)))
+    return "\n\n".join(part for part in parts if part)
+
+
+def verdict(before: Record, after: Record, name: str) -> str:
+    """`noise`, `faster` or `slower`; `single run` where the noise is not known."""
+    if recompiles(before) or recompiles(after):
+        return INVALID
+    if is_noise(before.summary[name], after.summary[name]):
+        return "noise"
+    if min(len(before.runs), len(after.runs)) < 2:
+        return "single run"
+    rises = after.summary[name]["median"] > before.summary[name]["median"]
+    return "faster" if rises == name.endswith(_RATES) else "slower"
+
+
+def _figure_cells(before: Record, after: Record) -> Iterable[list[str]]:
+    """The cells of each main figure that both have; for transcriptions, also what became of the stages and of the text."""
+    more = []
+    if after.workload in _WITH_STAGES:
+        more = [*(_stage_change(before, after, name) for name in _STAGES), _text_verdict(before, after)]
+    for name in COMPARED_FIGURES[after.workload]:
+        if not _has(before, name) or not _has(after, name):
+            continue
+        old, new = figure(before, name), figure(after, name)
+        factor = ratio(new, old)
+        values = [" ".join(figure_label(name)), digits(old), digits(new), change(factor, 1), digits(factor)]
+        yield [*values, verdict(before, after, name), *more]
+
+
+def _stage_change(before: Record, after: Record, name: str) -> str:
+    if not _has(before, name) or not _has(after, name):
+        return DASH
+    noise = verdict(before, after, name) == "noise"
+    return "noise" if noise else change(ratio(figure(after, name), figure(before, name)), 1)
+
+
+def _has(record: Record, name: str) -> bool:
+    return name in record.summary and all(figure(record, name, statistic) is not None for statistic in STATISTICS)
+
+
+def _text_verdict(before: Record, after: Record) -> str:
+    """Whether the transcript is still the same."""
+    old, new = (mapping(r.transcript).get("sha256") for r in (before, after))
+    return ("same" if old == new else "**differs**") if old and new else DASH
+
+
+def _newest(records: Iterable[Record]) -> tuple[list[Record], int]:
+    """The newest of each measurement, and how many older ones there are."""
+    kept: list[Record] = []
+    repeats = 0
+    for record in sorted(records, key=measured_at, reverse=True):
+        if any(_is_same(record, other) for other in kept):
+            repeats += 1
+        else:
+            kept.append(record)
+    return kept, repeats
+
+
+def _is_same(a: Record, b: Record) -> bool:
+    """Whether two records measure the same; by name where one has no fingerprint or hash."""
+    return (
+        _conditions(a) == _conditions(b)
+        and _same_thing(
+            mapping(a.model).get("fingerprint"), mapping(b.model).get("fingerprint"), model_name(a), model_name(b)
+        )
+        and _same_thing(mapping(a.audio).get("sha256"), mapping(b.audio).get("sha256"), audio_name(a), audio_name(b))
+    )
+
+
+def _conditions(record: Record) -> tuple[Any, ...]:
+    what = (record.workload, record.policy, record.backend, record.device, record.threads, record.batch_size)
+    return (*what, record.settings.get("decode_tokens"), point(record))
+
+
+def _same_thing(id_a: Any, id_b: Any, name_a: str, name_b: str) -> bool:
+    return bool(id_a == id_b) if id_a and id_b else name_a == name_b
+
+
+def _changes(pairs: Sequence[tuple[Record, Record]]) -> str:
+    """The fields of the environment that differ between the sides, `jax 0.10.2 -> 0.11.1`."""
+    changes = []
+    for name in ENVIRONMENT[:-1]:  # whether there are uncommitted changes stands with the commit
+        old, new = (sorted({_environment_value(pair[side], name) for pair in pairs}) for side in (0, 1))
+        if old != new:
+            changes.append(f"{name} {' / '.join(old)} -> {' / '.join(new)}")
+    return "; ".join(changes)
+
+
+def _environment_value(record: Record, name: str) -> str:
+    value = str(record.env.get(name) or "none")
+    return f"{value[:12]}{' with changes' if record.env.get('dirty') else ''}" if name == "commit" else value
+
+
+def _left_over(comparison: Comparison) -> Iterable[str]:
+    if comparison.gone:
+        yield f"- Only in the baseline: {_counts(comparison.gone)}."
+    if comparison.new:
+        yield f"- Without a counterpart in the baseline: {_counts(comparison.new)}."
+    if comparison.repeats:
+        yield f"- Measured several times: the newest is compared, {comparison.repeats} older left out."
+    empty = [after for before, after in comparison.pairs if not list(_figure_cells(before, after))]
+    if empty:
+        yield f"- Measured in both, but with no figure in common: {_counts(empty)}."
+    if not comparison.pairs:
+        yield "- Nothing was measured in both."
+
+
+def _counts(records: Sequence[Record]) -> str:
+    counts = collections.Counter(r.workload for r in records)
+    return f"{len(records)} ({', '.join(f'{workload} {n}' for workload, n in counts.items())})"

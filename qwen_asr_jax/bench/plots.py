@@ -1,0 +1,260 @@
+"""Records as plots (PNG). matplotlib is an extra: imported here when a plot is drawn, and never needed for the rest."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qwen_asr_jax.bench.fields import (
+    Row,
+    audio_seconds,
+    clip,
+    floor_fraction,
+    is_valid,
+    mapping,
+    model_name,
+    number,
+)
+from qwen_asr_jax.bench.record import WORKLOADS
+from qwen_asr_jax.bench.tables import STAGES, sorted_contexts, stage_ms, throughput
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLOTS = {
+    "rtfx.png": "RTFx against audio length",
+    "stages.png": "Time per stage and clip",
+    "decode-context.png": "Decode time per token against context",
+    "batch.png": "Throughput against batch size",
+    "floor.png": "Fraction of the floor",
+}
+"""File names, and what is on them."""
+
+HOW_TO_GET = 'no plots: matplotlib is not installed (pip install -e ".[plots]")'
+
+_DPI = 110
+_WIDTH = 7.0
+_MARKERS = "osD^vP*X"
+_MOST_BARS = 40
+
+Series = Mapping[str, list[tuple[float, float]]]
+
+
+def draw(rows: Sequence[Row]) -> dict[str, bytes] | None:
+    """The plots that there are data for, by file name; None without matplotlib. Invalid and failed records are left out."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return None
+    rows = [row for row in rows if is_valid(row.record)]
+    full = [row for row in rows if row.record.workload == "full"]
+    decode = [row for row in rows if row.record.workload == "decode" and row.record.contexts]
+    figures = {
+        "rtfx.png": _rtfx(full),
+        "stages.png": _stages(full),
+        "decode-context.png": _contexts(decode),
+        "batch.png": _batch([row for row in rows if row.record.workload == "batch"]),
+        "floor.png": _floors(rows),
+    }
+    return {name: _png(figure) for name, figure in figures.items() if figure is not None}
+
+
+def _rtfx(rows: Sequence[Row]) -> Figure | None:
+    series = _series((row, audio_seconds(row.record), number(row.record.rtfx)) for row in rows)
+    if not series:
+        return None
+    figure, axes = _new(PLOTS["rtfx.png"])
+    _lines(axes, series)
+    _log_if_wide(axes, series)
+    axes.axhline(1, color="0.4", linestyle=":", label="real time")
+    axes.set(xlabel="audio length (s)", ylabel="RTFx (audio time / processing time)", ylim=(0, None))
+    return _with_legend(figure, axes)
+
+
+def _batch(rows: Sequence[Row]) -> Figure | None:
+    series = _series((row, number(row.record.batch_size), throughput(row.record)) for row in rows)
+    if not series:
+        return None
+    figure, axes = _new(PLOTS["batch.png"])
+    _lines(axes, series)
+    _log_if_wide(axes, series)
+    axes.set(xlabel="batch size (clips)", ylabel="throughput (s of audio / s)", ylim=(0, None))
+    return _with_legend(figure, axes)
+
+
+def _contexts(rows: Sequence[Row]) -> Figure | None:
+    measured, floors = [], []
+    for row in rows:
+        read = number(mapping(row.record.roofline).get("read_gb_s"))
+        for at in sorted_contexts(row.record):
+            context, ms, rate = (number(at.get(key)) for key in ("context_tokens", "ms_per_token", "gb_s"))
+            measured.append((row, context, ms))
+            floors.append((row, context, _floor_ms(ms, number(at.get("floor_fraction")), rate, read)))
+    series = _series(measured)
+    if not series:
+        return None
+    figure, axes = _new(PLOTS["decode-context.png"])
+    colors = _lines(axes, series)
+    least = _series(floors)
+    for label, points in least.items():
+        axes.plot(*zip(*points, strict=True), linestyle="--", color=colors[label], linewidth=1)
+    if least:  # one entry for all: the color says whose
+        axes.plot([], [], linestyle="--", color="0.4", linewidth=1, label="floor")
+    axes.set(xlabel="context (tokens)", ylabel="decode (ms per token)", ylim=(0, None))
+    return _with_legend(figure, axes)
+
+
+def _floor_ms(ms: float | None, fraction: float | None, rate: float | None, read: float | None) -> float | None:
+    """Least ms per token: by the known fraction, else what was read per token at the GB/s at which the machine can read."""
+    if ms is not None and fraction is not None:
+        return ms * fraction
+    return ms * rate / read if ms is not None and rate is not None and read else None
+
+
+def _stages(rows: Sequence[Row]) -> Figure | None:
+    rows = [row for row in rows if stage_ms(row.record, "other") is not None]
+    clips: dict[str, list[Row]] = {}
+    for row in rows[:_MOST_BARS]:
+        clips.setdefault(clip(row.record) or "no clip", []).append(row)
+    if not clips:
+        return None
+    title = PLOTS["stages.png"] + (f" ({_MOST_BARS} of {len(rows)})" if len(rows) > _MOST_BARS else "")
+    heights = [len(members) + 0.9 for members in clips.values()]
+    figure = _figure(_WIDTH, 1.1 + 0.3 * sum(heights) + 0.3 * len(heights))
+    panels = figure.subplots(len(clips), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for axes, (name, members) in zip(panels, clips.items(), strict=True):
+        labels = [_label(row, repeats=True) for row in members]
+        left = [0.0] * len(members)
+        for stage in (*STAGES, "other"):
+            widths = [stage_ms(row.record, stage) or 0.0 for row in members]
+            axes.barh(range(len(members)), widths, left=left, height=0.7, label=stage)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axes.set_yticks(range(len(members)), labels, fontsize=8)
+        axes.set_title(_plain(name), fontsize=9, loc="left")
+        axes.set_ylim(len(members) - 0.4, -0.6)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+        axes.tick_params(axis="x", labelsize=8)
+    panels[-1].set_xlabel("time (ms)")
+    figure.suptitle(title, fontsize=11)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=len(names), fontsize=8, frameon=False)
+    return figure
+
+
+def _floors(rows: Sequence[Row]) -> Figure | None:
+    """A bar per workload, model and policy: the median over its records; a whisker from the least to the most."""
+    groups: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        fraction = floor_fraction(row.record)
+        if fraction is not None:
+            workload = WORKLOADS.index(row.record.workload)
+            groups.setdefault((workload, _label(row)), []).append(100 * fraction)
+    if not groups:
+        return None
+    bars = dict(sorted(groups.items())[:_MOST_BARS])
+    middle = [statistics.median(values) for values in bars.values()]
+    figure = _figure(_WIDTH, 1.0 + 0.27 * len(bars))
+    axes = figure.subplots()
+    shown: set[int] = set()
+    for i, ((workload, _), values) in enumerate(bars.items()):
+        value, high = middle[i], max(values)
+        label = "_" if workload in shown else WORKLOADS[workload]
+        shown.add(workload)
+        axes.barh(i, value, height=0.7, color=f"C{workload}", label=label)
+        if len(values) > 1:
+            error = [[value - min(values)], [high - value]]
+            axes.errorbar(value, i, xerr=error, fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
+        axes.annotate(f"{value:.0f} %", (high, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    axes.axvline(100, color="0.2", linestyle="--", linewidth=1, label="floor")
+    axes.set_yticks(range(len(bars)), [label for _, label in bars], fontsize=8)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set(xlabel="least possible time / measured time (%)", xlim=(0, max(110, 1.12 * max(map(max, bars.values())))))
+    axes.set_title(PLOTS["floor.png"], fontsize=11)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    return _with_legend(figure, axes)
+
+
+def _series(points: Iterable[tuple[Row, float | None, float | None]]) -> dict[str, list[tuple[float, float]]]:
+    """Points by label, sorted by x; of several at one x the median, so that a line stays a line."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for row, x, y in points:
+        if x is not None and y is not None:
+            found.setdefault(_label(row), {}).setdefault(x, []).append(y)
+    return {label: [(x, statistics.median(ys)) for x, ys in sorted(at.items())] for label, at in found.items()}
+
+
+def _lines(axes: Axes, series: Series) -> dict[str, str]:
+    """Draws each series in a color and with a marker of its own; returns the colors."""
+    colors = {label: f"C{i % 10}" for i, label in enumerate(series)}
+    for i, (label, points) in enumerate(series.items()):
+        marker = _MARKERS[i % len(_MARKERS)]
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=4, color=colors[label], label=label)
+    return colors
+
+
+def _log_if_wide(axes: Axes, series: Series) -> None:
+    """A logarithmic x axis with a tick at each value, if the values are far apart."""
+    values = sorted({x for points in series.values() for x, _ in points})
+    if values[0] <= 0 or values[-1] / values[0] < 8:
+        return
+    axes.set_xscale("log", base=2)
+    ticks = [x for i, x in enumerate(values) if i == 0 or x > 1.3 * values[i - 1]]
+    axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    axes.set_xticks([], minor=True)
+
+
+def _label(row: Row, repeats: bool = False) -> str:
+    parts = [
+        model_name(row.record),
+        str(row.record.policy or ""),
+        row.backend,
+        f"({row.environment})" if row.environment else "",
+    ]
+    parts += [f"{row.threads} threads" if row.threads else "", row.point, row.repeat if repeats else ""]
+    return _plain(" ".join(part for part in parts if part))
+
+
+def _plain(text: str) -> str:
+    """The text without meaning for matplotlib: no formulas, and not hidden from legends by a leading underscore."""
+    return text.replace("$", r"\$").lstrip("_")
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+
+
+def _new(title: str) -> tuple[Figure, Axes]:
+    figure = _figure(_WIDTH, 3.7)
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _with_legend(figure: Figure, axes: Axes) -> Figure:
+    """Below the axes, where it hides nothing; the figure grows with it."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), max(1, 90 // (max(map(len, labels)) + 7)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure)
+    out = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a clip's name in a script that the font has not
+        figure.savefig(out, format="png", metadata={"Software": None})
+    return out.getvalue()

@@ -1,0 +1,378 @@
+"""Records as Markdown tables, one function per table; each takes the rows of its workload."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import tabulate
+
+from qwen_asr_jax.bench.fields import (
+    DASH,
+    Row,
+    change,
+    clip,
+    count,
+    digits,
+    figure,
+    figure_label,
+    floor_fraction,
+    group,
+    mapping,
+    megabytes,
+    model_and_policy,
+    model_name,
+    number,
+    percent,
+    ratio,
+    recompiles,
+)
+from qwen_asr_jax.bench.record import Record
+
+DAGGER = "†"
+INVALID = "**INVALID**"
+
+STAGES = {"mel": "mel_ms", "encoder": "encode_ms", "prefill": "prefill_ms", "decode": "decode_ms"}
+
+_PHASES = ("process", "import", "backend", "weights", "compile", "first_token", "total")
+
+_CONTEXT = ("ms_per_token", "min_ms_per_token", "max_ms_per_token", "gb_s")
+
+_MEMORY = ("weights", "cache_bytes", "peak_rss_bytes", "peak_device_bytes")
+
+Cell = Callable[[Record], str]
+
+
+def table(rows: Sequence[Row], columns: Mapping[str, Cell], left: Sequence[str] = ()) -> str:
+    """One line per row: what tells it apart, then the columns (numbers, but for those in `left`)."""
+    return wide_table([(row, [cell(row.record) for cell in columns.values()]) for row in rows], list(columns), left)
+
+
+def wide_table(lines: Sequence[tuple[Row, Sequence[str]]], headers: Sequence[str], left: Sequence[str] = ()) -> str:
+    """One line per pair of a row and its cells. Columns that tell rows apart are there only where they tell something."""
+    labels = [_labels(row) for row, _ in lines]
+    shown = [name for name in (labels[0] if labels else {}) if any(label[name] for label in labels)]
+    body = [[label[name] for name in shown] + list(cells) for label, (_, cells) in zip(labels, lines, strict=True)]
+    if lines and not any(row.record.model for row, _ in lines):
+        return plain_table(body, ["device", *shown[1:], *headers], left=["device", *shown[1:], *left])
+    return plain_table(body, [*shown, *headers], left=[*shown, *left])
+
+
+def plain_table(body: Sequence[Sequence[str]], headers: Sequence[str], left: Sequence[str] = ()) -> str:
+    """A Markdown table of texts: columns in `left` are aligned there, the others on the right."""
+    cells = [[escape(cell) for cell in line] for line in body]
+    alignment = ["left" if header in left else "right" for header in headers]
+    return tabulate.tabulate(cells, list(headers), tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
+def escape(text: str) -> str:
+    """The text as one cell of a table: no column more, no tag but a line break."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("&lt;br>", "<br>")
+
+
+def summary_table(rows: Sequence[Row]) -> str:
+    """Workload `full`: whole transcriptions."""
+    return table(
+        rows,
+        {
+            "total ms": functools.partial(spread, name="total_ms"),
+            "encode": _median("encode_ms"),
+            "prefill": _median("prefill_ms"),
+            "decode": _median("decode_ms"),
+            "tokens": _tokens,
+            "ms/token": _median("ms_per_token"),
+            "TTFT ms": _median("ttft_ms"),
+            "RTF": lambda r: digits(number(r.rtf)),
+            "RTFx": lambda r: digits(number(r.rtfx)),
+            "of floor": _floor,
+            "CPU/wall": _median("cpu_per_wall"),
+        },
+    )
+
+
+def stage_table(rows: Sequence[Row]) -> str:
+    """Workload `full`: milliseconds per stage, and percent of the total."""
+    names = [*STAGES, "other"]
+    return table(rows, {"total ms": _median("total_ms")} | {name: functools.partial(_stage, name=name) for name in names})
+
+
+def stage_ms(record: Record, name: str) -> float | None:
+    """Median time of a stage; `other` is what the stages leave of the total."""
+    if name != "other":
+        return figure(record, STAGES[name])
+    total = figure(record, "total_ms")
+    stages = [ms for key in STAGES.values() if (ms := figure(record, key)) is not None]
+    return None if total is None or not stages else max(0.0, total - sum(stages))
+
+
+def encoder_table(rows: Sequence[Row]) -> str:
+    """Workload `encoder`."""
+    return table(
+        rows,
+        {
+            "total ms": functools.partial(spread, name="total_ms"),
+            "conv stem ms": _median("conv_stem_ms"),
+            "transformer ms": _median("transformer_ms"),
+            "ms/layer": _median("per_layer_ms"),
+            "audio tokens": _tokens,
+            "of floor": _floor,
+            "CPU/wall": _median("cpu_per_wall"),
+        },
+    )
+
+
+def prefill_table(rows: Sequence[Row]) -> str:
+    """Workload `prefill`."""
+    return table(
+        rows,
+        {
+            "prompt tokens": _tokens,
+            "total ms": functools.partial(spread, name="total_ms"),
+            "ms/token": _prefill_per_token,
+            "GFLOP/s": lambda r: digits(number(r.gflop_s)),
+            "of floor": _floor,
+            "CPU/wall": _median("cpu_per_wall"),
+        },
+    )
+
+
+def decode_table(rows: Sequence[Row]) -> str:
+    """Workload `decode`: the speed of single steps."""
+    return table(
+        rows,
+        {
+            "ms/token": functools.partial(spread, name="ms_per_token"),
+            "tokens": _tokens,
+            "GB/s": lambda r: digits(number(r.gb_s)),
+            "of floor": _floor,
+            "CPU/wall": _median("cpu_per_wall"),
+        },
+    )
+
+
+def context_table(rows: Sequence[Row]) -> str:
+    """Workload `decode`: milliseconds per token as the context grows."""
+    lines = []
+    for row in rows:
+        contexts = sorted_contexts(row.record)
+        for at in contexts:
+            growth = ratio(number(at.get("ms_per_token")), number(contexts[0].get("ms_per_token")))
+            ms, low, high, rate = (digits(number(at.get(key))) for key in _CONTEXT)
+            cells = [count(number(at["context_tokens"])), ms if DASH in (low, high) else f"{ms} ({low}-{high})"]
+            cells += [DASH if at is contexts[0] else change(growth), rate]
+            lines.append(
+                (row, [*cells, percent(number(at.get("floor_fraction"))), megabytes(number(at.get("cache_bytes")))])
+            )
+    headers = ["context tokens", "ms/token", "against the first", "GB/s", "of floor", "cache MB"]
+    return wide_table(lines, headers) if lines else ""
+
+
+def sorted_contexts(record: Record) -> list[Mapping[str, float]]:
+    """The measured contexts that say how long they are, the shortest first."""
+    known = [at for at in map(mapping, record.contexts) if number(at.get("context_tokens")) is not None]
+    return sorted(known, key=lambda at: at["context_tokens"])
+
+
+def batch_table(rows: Sequence[Row]) -> str:
+    """Workload `batch`."""
+    return table(
+        rows,
+        {
+            "batch": lambda r: count(number(r.batch_size)),
+            "total ms": functools.partial(spread, name="total_ms"),
+            "audio s/s": lambda r: digits(throughput(r)),
+            "tokens/s": _median("tokens_per_s"),
+            "RTF": lambda r: digits(number(r.rtf)),
+            "of floor": _floor,
+            "CPU/wall": _median("cpu_per_wall"),
+        },
+    )
+
+
+def throughput(record: Record) -> float | None:
+    """Seconds of audio per second."""
+    value = figure(record, "audio_s_per_s")
+    return number(record.rtfx) if value is None else value
+
+
+def roofline_table(rows: Sequence[Row]) -> str:
+    """Workload `roofline`: a line per figure, as their number differs."""
+    lines = []
+    for row in rows:
+        for name in row.record.summary:
+            values = [digits(figure(row.record, name, statistic)) for statistic in ("median", "min", "max")]
+            lines.append((row, [*figure_label(name), *values]))
+    return wide_table(lines, ["figure", "unit", "median", "min", "max"], left=["figure", "unit"])
+
+
+def load_table(rows: Sequence[Row]) -> str:
+    """Workload `load`: seconds of each phase and the memory after it, with empty and with filled caches."""
+    lines = []
+    has_device = any(name.endswith("_device_bytes") for row in rows for name in row.record.summary)
+    for row in rows:
+        found = [m[1] for name in row.record.summary if (m := re.fullmatch(r"(?:cold|warm)_(.+?)(?:_rss_bytes|_s)", name))]
+        for phase in sorted(dict.fromkeys(found), key=_phase_order):
+            cells = [digits(figure(row.record, f"{state}_{phase}_s")) for state in ("cold", "warm")]
+            for kind in ("rss", "device") if has_device else ("rss",):
+                names = [f"{state}_{phase}_{kind}_bytes" for state in ("cold", "warm")]
+                cells += [megabytes(figure(row.record, name)) for name in names]
+            lines.append((row, [phase.replace("_", " "), *cells]))
+    headers = ["phase", "cold s", "warm s", "RSS after, cold MB", "warm MB"]
+    return wide_table(lines, headers + ["device after, cold MB", " warm MB"] * has_device, left=["phase"])
+
+
+def _phase_order(phase: str) -> int:
+    """What is no part of the total comes behind it, the process's peak last."""
+    return _PHASES.index(phase) if phase in _PHASES else len(_PHASES) + (phase == "peak")
+
+
+def memory_table(rows: Sequence[Row]) -> str:
+    """Memory per model and policy: the most of all workloads, and what is saved of fp32 where both ran the same."""
+    groups = group((row.record for row in rows if row.record.memory and row.record.model), model_and_policy)
+    body = []
+    for (model, policy), records in groups.items():
+        weights = max((mapping(r.memory.get("weights")) for r in records), key=lambda w: sum(map(_bytes, w.values())))
+        by_size = sorted(weights.items(), key=lambda item: -_bytes(item[1]))
+        by_dtype = ", ".join(f"{dtype} {megabytes(number(value))}" for dtype, value in by_size)
+        temps = [(_bytes(v), str(k)) for r in records for k, v in mapping(r.memory.get("temp_bytes")).items()]
+        temp = f"{megabytes(max(temps)[0])} ({max(temps)[1]})" if temps else DASH
+        fp32 = groups.get((model, "fp32"), []) if policy != "fp32" else []
+        cells = [megabytes(_most(records, name)) for name in _MEMORY]
+        saved = [_saved(records, fp32, name) for name in _MEMORY]
+        body.append([model, policy, cells[0], by_dtype or DASH, cells[1], temp, *cells[2:], *saved])
+    headers = ["model", "policy", "weights MB", "by dtype", "cache MB", "largest temp MB", "peak RSS MB", "peak device MB"]
+    headers += [f"{name} saved" for name in ("weights", "cache", "RSS", "device")]
+    return _without_empty(body, headers, ["model", "policy", "by dtype"]) if body else ""
+
+
+def compile_table(rows: Sequence[Row]) -> str:
+    """What was made ready before the measured runs, of every workload."""
+    return table(
+        [row for row in rows if row.record.compile],
+        {
+            "workload": lambda r: r.workload,
+            "programs": lambda r: count(number(r.compile.get("count"))),
+            "of them cached": lambda r: count(number(r.compile.get("cached"))),
+            "seconds": lambda r: digits(number(r.compile.get("seconds"))),
+            "recompiles": lambda r: f"**{n}**" if (n := recompiles(r)) else count(number(r.compile.get("recompiles"))),
+        },
+        left=["workload"],
+    )
+
+
+def failed_table(rows: Sequence[Row]) -> str:
+    """Points without a valid result, and why."""
+    columns: dict[str, Cell] = {"workload": lambda r: r.workload}
+    if any(row.record.sweep for row in rows):
+        columns["asked for"] = _overrides
+    return table(rows, columns | {"error": lambda r: str(r.error)}, left=["workload", "asked for", "error"])
+
+
+def headline(records: Sequence[Record]) -> str:
+    """The best figures per model and policy, `0.6b bf16: RTFx 9.10, 45.2 ms/token`, joined by `<br>`."""
+    parts = []
+    for name, members in sorted(group((r for r in records if r.model), model_and_policy).items()):
+        rtfx = [x for r in members if r.workload == "full" and (x := number(r.rtfx)) is not None]
+        steps = [x for r in members if r.workload in ("full", "decode") and (x := figure(r, "ms_per_token")) is not None]
+        batch = [x for r in members if r.workload == "batch" and (x := throughput(r)) is not None]
+        figures = [f"RTFx {digits(max(rtfx))}"] if rtfx else []
+        figures += [f"{digits(min(steps))} ms/token"] if steps else []
+        figures += [f"{digits(max(batch))} audio s/s in batches"] if batch else []
+        if figures:
+            parts.append(f"{' '.join(name)}: {', '.join(figures)}")
+    return "<br>".join(parts) or DASH
+
+
+def spread(record: Record, name: str) -> str:
+    """Median (min-max) of a figure; the median alone of a single run."""
+    median, low, high = (digits(figure(record, name, statistic)) for statistic in ("median", "min", "max"))
+    return median if DASH in (low, high) or len(record.runs) == 1 else f"{median} ({low}-{high})"
+
+
+def _overrides(record: Record) -> str:
+    """All overrides of the record's point in its sweep."""
+    overrides = mapping(mapping(record.sweep).get("point"))
+    return " ".join(f"{name}={value}" for name, value in overrides.items() if name != "workload")
+
+
+def _labels(row: Row) -> dict[str, str]:
+    record = row.record
+    name = model_name(record) if record.model else str(record.device)
+    if record.error is None and record.provenance_gaps():
+        name += f" {DAGGER}"
+    return {
+        "model": f"{INVALID} {name}" if recompiles(record) else name,
+        "policy": str(record.policy or ""),
+        "clip": clip(record),
+        "batch": count(number(record.batch_size)) if record.batch_size != 1 and record.workload != "batch" else "",
+        "backend": row.backend,
+        "env": row.environment,
+        "threads": row.threads,
+        "point": row.point,
+        "#": row.repeat,
+    }
+
+
+def _memory(record: Record, name: str) -> float | None:
+    if name == "weights":
+        return sum(map(_bytes, mapping(record.memory.get("weights")).values())) or None
+    return number(record.memory.get(name))
+
+
+def _bytes(value: object) -> float:
+    return number(value) or 0.0
+
+
+def _most(records: Sequence[Record], name: str) -> float | None:
+    return max((value for r in records if (value := _memory(r, name)) is not None), default=None)
+
+
+def _saved(records: Sequence[Record], fp32: Sequence[Record], name: str) -> str:
+    """Percent less than fp32, over what both ran; without a counterpart a dash."""
+    ours, theirs = (group((r for r in side if _memory(r, name) is not None), _same_work) for side in (records, fp32))
+    shared = [key for key in ours if key in theirs]
+    most, reference = (_most([r for key in shared for r in side[key]], name) for side in (ours, theirs))
+    part = ratio(most, reference)
+    return percent(None if part is None else 1 - part)
+
+
+def _same_work(record: Record) -> tuple[str, ...]:
+    return (
+        record.workload,
+        str(record.backend),
+        str(record.device),
+        str(record.threads),
+        str(record.batch_size),
+        clip(record),
+    )
+
+
+def _without_empty(body: Sequence[Sequence[str]], headers: Sequence[str], left: Sequence[str]) -> str:
+    """The table without the columns that hold nothing but dashes."""
+    kept = [i for i in range(len(headers)) if any(line[i] != DASH for line in body)]
+    return plain_table([[line[i] for i in kept] for line in body], [headers[i] for i in kept], left)
+
+
+def _median(name: str) -> Cell:
+    return lambda record: digits(figure(record, name))
+
+
+def _stage(record: Record, name: str) -> str:
+    ms = stage_ms(record, name)
+    part = ratio(ms, figure(record, "total_ms"))
+    return digits(ms) + ("" if part is None else f" ({percent(part)})")
+
+
+def _tokens(record: Record) -> str:
+    tokens = number(record.tokens)
+    return count(figure(record, "tokens") if tokens is None else tokens)
+
+
+def _prefill_per_token(record: Record) -> str:
+    value = figure(record, "ms_per_token")
+    return digits(ratio(figure(record, "total_ms"), number(record.tokens)) if value is None else value)
+
+
+def _floor(record: Record) -> str:
+    return percent(floor_fraction(record))
