@@ -11,4 +11,4 @@ from qwen_asr_jax.bench.sweep import grid, sweep_config
 def get_config(models: str = "random:0.6b,random:1.7b") -> ConfigDict:
     """`models` is a list of directories, separated by commas. See `sweep_config`."""
     workloads = ["full", "encoder", "prefill", "decode", "load"]
-    return sweep_config(grid(model_dir=models.split(","), workload=workloads), runs=3, warmup=1)
+    return sweep_config(grid(model_dir=models.split(","), workload=workloads), runs=5, warmup=1)

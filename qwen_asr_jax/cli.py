@@ -17,7 +17,7 @@ from ml_collections import config_flags
 from qwen_asr_jax import processes
 from qwen_asr_jax.errors import QwenASRError, UsageError
 from qwen_asr_jax.files import remove_partial
-from qwen_asr_jax.policy import PRESETS, Policy, get_policy
+from qwen_asr_jax.policy import DEFAULT_POLICY, PRESETS, Policy, get_policy
 from qwen_asr_jax.runtime import BACKENDS
 
 STARTED = time.perf_counter()
@@ -29,7 +29,7 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 def define_model_flags() -> None:
     """Defines the flags that choose a model and how it runs; a script shows them in its help with `adopt_module_key_flags`."""
     flags.DEFINE_string("model_dir", None, "Model directory, or a Hub id such as Qwen/Qwen3-ASR-0.6B.", short_name="d")
-    flags.DEFINE_enum("policy", None, list(PRESETS), "Dtype policy; bf16 unless --config is given.")
+    flags.DEFINE_enum("policy", None, list(PRESETS), f"Dtype policy; {DEFAULT_POLICY} unless --config is given.")
     config_flags.DEFINE_config_file(
         "config", None, "Run config, e.g. configs/bf16.py; single fields are set with --config.policy.cache_dtype=float32."
     )
@@ -66,7 +66,7 @@ def policy_from_flags() -> tuple[Policy, Any]:
 
     values = flags.FLAGS
     if values.config is None:
-        return get_policy(values.policy or "bf16"), EngineOptions()
+        return get_policy(values.policy or DEFAULT_POLICY), EngineOptions()
     if values.policy is not None:
         raise UsageError("--policy and --config exclude each other: a config holds a policy")
     if "policy" not in values.config:
@@ -87,6 +87,7 @@ def run(main: Callable[[Sequence[str]], int]) -> None:
     # Not by KeyboardInterrupt: where Python runs callbacks for XLA, an exception is swallowed.
     signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGTERM, _interrupted)
+    signal.signal(signal.SIGHUP, _interrupted)  # a closed terminal: children are in groups of their own and would stay
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - closed streams are None
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):

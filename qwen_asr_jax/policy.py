@@ -105,6 +105,9 @@ PRESETS: dict[str, Policy] = {
 }
 
 
+DEFAULT_POLICY = "bf16"
+
+
 def get_policy(policy: str | Policy) -> Policy:
     """The preset of that name; a `Policy` is returned as it is.
 

@@ -14,6 +14,11 @@ from collections.abc import Mapping, Sequence
 
 _running: set[int] = set()
 
+_GRACE_S = 3.0
+"""Time between asking a process to end and ending it: enough to end its own children and remove what it was writing."""
+
+_NO_REASON = "For simplicity, JAX has removed its internal frames"  # a note that JAX adds behind its errors
+
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
@@ -40,11 +45,11 @@ class Finished:
         """Why it failed, in one line: the last thing it said on stderr, or how it ended."""
         if self.timed_out:
             return f"ended after {self.wall_s:.0f} s, the time limit"
-        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
         if self.status < 0:
-            name = signal.Signals(-self.status).name
-            return f"ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-        return lines[-1] if lines else f"exit status {self.status} without a word"
+            return f"ended by {_signal_name(-self.status)}" + (" (out of memory?)" if self.status == -signal.SIGKILL else "")
+        lines = [line.strip() for line in self.stderr.splitlines()]
+        said = [line for line in lines if line.strip("-") and not line.startswith(_NO_REASON)]
+        return said[-1] if said else f"exit status {self.status} without a word"
 
 
 def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout_s: float | None = None) -> Finished:
@@ -63,7 +68,7 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout
 
         def expire() -> None:
             expired.set()
-            _kill(child.pid)
+            _end(child.pid)
 
         timer = threading.Timer(timeout_s or 0.0, expire)
         if timeout_s:
@@ -94,9 +99,33 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout
 def end_all() -> None:
     """Ends what is running now, with its children; for a process that ends at once."""
     for pid in list(_running):
-        _kill(pid)
+        _end(pid)
 
 
-def _kill(group: int) -> None:
+def _end(pid: int) -> None:
+    """Asks the process's group to end, so that it can end its own children, which are in other groups; then ends it."""
+    _send(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_S
+    while time.monotonic() < deadline and not _has_ended(pid):
+        time.sleep(0.01)
+    _send(pid, signal.SIGKILL)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether the child has ended; it is left for the one who waits for it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _send(group: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
+        os.killpg(group, number)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have numbers only
+        return f"signal {number}"

@@ -4,13 +4,14 @@
 
 Workloads (-w), and what is timed:
 
-  full (0)     log-mel, encoder, prefill and decoding, exactly as transcribe.py runs them
+  full (0)     log-mel, encoder, prefill and decoding, exactly as transcribe.py runs them; audio files are read before
   encoder (1)  the audio encoder on features made once; then the conv stem and the transformer apart
   prefill      the clip's prompt into the cache, to the first token
   decode       exactly --decode_tokens steps behind the prompt, end tokens ignored; again at other lengths of context
   batch        --batch_size clips at once (files are repeated to fill it)
   roofline     this machine: memory reads, matrix products, launches; kept as the floors of the other workloads
-  load         process start, imports, weights, compiling (cold and warm cache), first token
+  load         process start, imports, weights, compiling, first token: with an empty compilation cache (cold) and with a
+               full one (warm); the weights' files are in the system's cache both times
 
 Every clock is read after the device has finished. Warm-up runs come first and are not counted. Stage times of full and
 batch are those of the measured runs themselves, since transcribing waits between stages anyway; those of encoder come from
@@ -34,8 +35,8 @@ from qwen_asr_jax import cli
 from qwen_asr_jax.errors import UsageError
 
 if TYPE_CHECKING:
+    from qwen_asr_jax.bench.options import Options
     from qwen_asr_jax.bench.record import Record
-    from qwen_asr_jax.bench.runner import Options
     from qwen_asr_jax.bench.show import Terminal
 
 ALIASES = {"0": "full", "1": "encoder"}
@@ -64,10 +65,14 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {argv[0]!r}; audio files are given with --audio=FILE[,FILE...]")
 
     from qwen_asr_jax.bench.record import append_records, check_appendable
+    from qwen_asr_jax.files import writable_directory
 
+    check_flags()
     output = pathlib.Path(FLAGS.output_json).expanduser() if FLAGS.output_json else None
     if output is not None:
         check_appendable(output)
+    if FLAGS.profile_dir:
+        writable_directory(pathlib.Path(FLAGS.profile_dir).expanduser())
 
     from qwen_asr_jax.bench.show import Terminal
 
@@ -84,10 +89,24 @@ def main(argv: Sequence[str]) -> int:
     return status
 
 
+def check_flags() -> None:
+    """Refuses flags that the workload would ignore.
+
+    Raises:
+      UsageError: there is one.
+    """
+    from qwen_asr_jax.bench.record import IGNORED_FLAGS
+
+    workload = ALIASES.get(FLAGS.workload, FLAGS.workload)
+    for name in IGNORED_FLAGS.get(workload, ()):
+        if FLAGS[name].present:
+            raise UsageError(f"--{name} means nothing to --workload={workload}")
+
+
 def measure(terminal: Terminal) -> Iterator[Record]:
     """Measures what the flags ask for, result by result."""
     from qwen_asr_jax import runtime
-    from qwen_asr_jax.bench import inputs, runner
+    from qwen_asr_jax.bench import inputs, machine, provenance, runner
     from qwen_asr_jax.pipelines.load import load_model
 
     workload = ALIASES.get(FLAGS.workload, FLAGS.workload)
@@ -96,7 +115,7 @@ def measure(terminal: Terminal) -> Iterator[Record]:
     batches = inputs.bench_batches(workload, FLAGS.audio, FLAGS.silence_s, FLAGS.batch_size)
     if workload == "roofline":
         runtime.configure(FLAGS.backend, FLAGS.threads)
-        yield runner.bench_roofline(options, terminal)
+        yield machine.bench_roofline(options, terminal)
         return
     model_dir, notice = inputs.bench_model_dir(FLAGS.model_dir)
     if notice:
@@ -104,22 +123,25 @@ def measure(terminal: Terminal) -> Iterator[Record]:
     if workload == "load":
         runtime.configure(FLAGS.backend, FLAGS.threads)
         for clips in batches:
-            yield runner.bench_load(model_dir, policy, engine, FLAGS.backend, clips[0], options, terminal)
+            yield machine.bench_load(model_dir, policy, engine, FLAGS.backend, clips[0], options, terminal)
         return
+    terminal.status(f"loading {model_dir}")
     model = load_model(model_dir, policy, backend=FLAGS.backend, threads=FLAGS.threads, options=engine)
     for clips in batches:
-        print(runner.headline(model, workload, clips), flush=True)
-        yield runner.bench_model(model, model_dir, workload, clips, options, terminal)
+        print(provenance.headline(model, workload, clips), flush=True)
+        yield runner.bench_model(model, model_dir, workload, clips, options, terminal, engine)
 
 
 def bench_options() -> Options:
     """The flags as `Options`."""
-    from qwen_asr_jax.bench.runner import Options
+    from qwen_asr_jax.bench.options import Options
 
     try:
         contexts = [int(context) for context in FLAGS.contexts if context]
     except ValueError:
-        raise UsageError(f"--contexts must be numbers of tokens, got {','.join(FLAGS.contexts)!r}") from None
+        contexts = [0]
+    if any(context < 1 for context in contexts):
+        raise UsageError(f"--contexts must be numbers of tokens, got {','.join(FLAGS.contexts)!r}")
     return Options(
         runs=FLAGS.runs,
         warmup=FLAGS.warmup,

@@ -5,7 +5,7 @@
 Flags for all points are set with --config.base.FLAG=VALUE: model_dir, audio, runs, and so on as bench.py has them. Results
 land in OUTPUT/NAME.jsonl as they come, NAME being the config's. What is there already is not measured again: an interrupted
 sweep goes on where it stopped. A point that fails is kept with its error, and the others go on. Exit status: 0 all points
-measured, 1 some failed, 2 wrong usage, 130 interrupted.
+measured, now or before; 1 some failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
 
     name = FLAGS.name or pathlib.Path(config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]).stem
     path = pathlib.Path(FLAGS.output).expanduser() / f"{name}.jsonl"
-    check_appendable(path)
     sweep = Sweep(name, path, points_of(FLAGS.config), retry_failed=FLAGS.retry_failed)
     for problem in sweep.problems:
         cli.warn(problem)
@@ -48,10 +47,11 @@ def main(argv: Sequence[str]) -> int:
     if FLAGS.list:
         print(*(f"{point.id}  {point}" for point in left), sep="\n")
         return cli.EXIT_OK
+    check_appendable(path)
     done = len(sweep.points) - len(left)
     if done:
         cli.warn(f"{done} of {len(sweep.points)} points are in {path} already")
-    failed = []
+    failed = sweep.failed_before()
     with tqdm.tqdm(total=len(sweep.points), initial=done, unit="point", disable=not sys.stderr.isatty()) as bar:
         bar.set_description_str(str(left[0]) if left else "")
         for i, (point, error) in enumerate(sweep.run(pathlib.Path(__file__).with_name("bench.py"), FLAGS.timeout_s)):
@@ -62,7 +62,10 @@ def main(argv: Sequence[str]) -> int:
             bar.update()
             bar.set_description_str(str(left[i + 1]) if i + 1 < len(left) else "")
     if failed:
-        cli.warn(f"{len(failed)} of {len(sweep.points)} points failed; again with --retry_failed")
+        cli.warn(
+            f"{len(failed)} of {len(sweep.points)} points failed ({path.with_suffix('.log')} has all that they said);"
+            " again with --retry_failed"
+        )
     cli.warn(f"results: {path}")
     return cli.EXIT_FAILED if failed else cli.EXIT_OK
 

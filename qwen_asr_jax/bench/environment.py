@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -18,29 +20,43 @@ from qwen_asr_jax.errors import OutputError
 from qwen_asr_jax.files import write_text
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
+_CODE = ("qwen_asr_jax", "scripts", "configs", "pyproject.toml")
+"""What decides results; a changed document does not make one irreproducible."""
+
 _CONFIGS = ("config.json", "generation_config.json")
 
 
 def environment(backend: str) -> dict[str, Any]:
-    """The `env` of a record; see `Record`. What cannot be found out is None."""
+    """The `env` of a record, dated now; see `Record`. What cannot be found out is None."""
+    return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **_fixed_environment(backend)}
+
+
+@functools.cache
+def _fixed_environment(backend: str) -> dict[str, Any]:
+    """What does not change while the process runs: asked once, since commits and edits during a run do not change it."""
     commit = _output("git", "-C", str(_PACKAGE), "rev-parse", "--short=12", "HEAD") if _is_checkout() else None
     gpu = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader") if backend == "gpu" else None
     name, _, driver = gpu.splitlines()[0].partition(", ") if gpu else ("", "", "")
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit,
-        "dirty": bool(_output("git", "-C", str(_PACKAGE), "status", "--porcelain", "--untracked-files=no"))
-        if commit
-        else None,
+        "dirty": bool(_output("git", "-C", str(_PACKAGE.parent), "status", "--porcelain", "--", *_CODE)) if commit else None,
         "package": _version("qwen_asr_jax"),
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "ram_bytes": _ram_bytes(),
         "gpu": name or None,
         "driver": driver or None,
         "python": platform.python_version(),
         **{library: _version(library) for library in ("jax", "jaxlib", "flax")},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def _ram_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        return None
 
 
 def _is_checkout() -> bool:
@@ -93,18 +109,18 @@ def fingerprint(model_dir: pathlib.Path) -> str:
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     key = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
     try:
-        kept = runtime.user_cache_dir() / "fingerprints" / key
+        kept: pathlib.Path | None = runtime.user_cache_dir() / "fingerprints" / key
+    except RuntimeError:
+        kept = None
+    if kept is not None and kept.exists():
         return kept.read_text(encoding="ascii")
-    except (OSError, RuntimeError):
-        pass
     with concurrent.futures.ThreadPoolExecutor(runtime.default_threads()) as pool:
         digests = list(pool.map(_sha256, files))
     result = hashlib.sha256("".join(digests).encode()).hexdigest()
-    try:
-        kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_text(kept, result)
-    except (OSError, OutputError, NameError):
-        pass  # without a cache it is computed every time
+    with contextlib.suppress(OSError, OutputError):  # without a cache it is computed every time
+        if kept is not None:
+            kept.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_text(kept, result)
     return result
 
 

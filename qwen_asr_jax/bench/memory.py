@@ -7,8 +7,12 @@ import gc
 import pathlib
 import resource
 import sys
+from collections.abc import Iterator
 
 import jax
+
+from qwen_asr_jax.errors import QwenASRError
+from qwen_asr_jax.pipelines.offline import is_out_of_memory
 
 
 def rss_bytes() -> int | None:
@@ -54,12 +58,33 @@ def device_bytes(which: str = "bytes_in_use") -> int | None:
     return stats.get(which) if stats else None
 
 
+VERBS = ("log_mel", "encode", "embed", "prefill", "decode")
+"""The engine's programs; others in the process are the bench's own."""
+
+
 def temp_bytes() -> dict[str, int]:
-    """Scratch memory of the compiled programs that are alive, the largest per name; programs that need none are left out."""
+    """Scratch memory of the engine's compiled programs in this process, the largest per verb; without those that need none."""
     found: dict[str, int] = {}
     for program in jax.local_devices()[0].client.live_executables():
         name = program.hlo_modules()[0].name.removeprefix("jit_")
+        if name not in VERBS:
+            continue
         size = program.get_compiled_memory_stats().temp_size_in_bytes
         if size:
             found[name] = max(size, found.get(name, 0))
     return found
+
+
+@contextlib.contextmanager
+def out_of_memory(what: str) -> Iterator[None]:
+    """Turns running out of memory inside the block into one line.
+
+    Raises:
+      QwenASRError: there is no memory left.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as e:
+        if not is_out_of_memory(e):
+            raise
+        raise QwenASRError(f"no memory for {what}; use a smaller batch, model or policy") from None

@@ -51,21 +51,34 @@ def profile_table(run: Callable[[], object], profile_dir: pathlib.Path) -> str:
 
 def stage_times(trace: pathlib.Path) -> dict[str, dict[Operation, tuple[float, int]]]:
     """Per stage, the costliest first, milliseconds and number of calls of each kind of operation."""
-    sources = {name: operation_sources(text) for name, text in _program_texts()}
-    found: dict[str, dict[Operation, tuple[float, int]]] = {}
-    for stage, operation, ms in _events(trace):
+    events = list(_events(trace))
+    seen: dict[str, set[str]] = {}
+    for stage, operation, _ in events:
+        seen.setdefault(stage, set()).add(operation)
+    # A verb has a program per shape; the one that ran knows most of the operations seen.
+    sources: dict[str, dict[str, Operation]] = {}
+    for stage, text in _program_texts():
+        found = operation_sources(text) if stage in seen else {}
+        if len(seen.get(stage, set()) & set(found)) > len(seen.get(stage, set()) & set(sources.get(stage, {}))):
+            sources[stage] = found
+    times: dict[str, dict[Operation, tuple[float, int]]] = {}
+    for stage, operation, ms in events:
         key = sources.get(stage, {}).get(operation, (operation.rstrip("0123456789."), ""))
-        times = found.setdefault(stage, {})
-        total, calls = times.get(key, (0.0, 0))
-        times[key] = (total + ms, calls + 1)
-    return dict(sorted(found.items(), key=lambda item: -sum(ms for ms, _ in item[1].values())))
+        total, calls = times.setdefault(stage, {}).get(key, (0.0, 0))
+        times[stage][key] = (total + ms, calls + 1)
+    return dict(sorted(times.items(), key=lambda item: -sum(ms for ms, _ in item[1].values())))
 
 
 def _events(trace: pathlib.Path) -> Iterator[tuple[str, str, float]]:
-    """`(stage, operation, milliseconds)` of every operation in the trace, whichever thread or stream it is on."""
+    """`(stage, operation, milliseconds)` of every operation in the trace, whichever thread or stream it is on.
+
+    Where the trace has planes of devices, only those count: the host's hold the launches of the same operations.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the binding's own making
-        for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
+        planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
+        devices = [plane for plane in planes if plane.name.startswith("/device:")]
+        for plane in devices or planes:
             for line in plane.lines:
                 for event in line.events:
                     stats = dict(event.stats)

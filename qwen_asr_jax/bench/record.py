@@ -21,6 +21,16 @@ SCHEMA = 1
 
 WORKLOADS = ("full", "encoder", "prefill", "decode", "batch", "roofline", "load")
 
+IGNORED_FLAGS = {
+    "roofline": (
+        *("model_dir", "policy", "config", "audio", "silence_s"),
+        *("batch_size", "decode_tokens", "contexts", "profile_dir"),
+    ),
+    "load": ("batch_size", "decode_tokens", "contexts", "profile_dir"),
+    **dict.fromkeys(("full", "encoder", "prefill", "batch"), ("contexts",)),
+}
+"""Flags of bench.py that mean nothing to a workload: given there, they are refused; sweeps leave them out."""
+
 MAIN_FIGURE = {
     "full": "total_ms",
     "encoder": "total_ms",
@@ -47,26 +57,28 @@ class Record:
       threads: size of XLA's CPU pool.
       batch_size: clips run at once.
       audio: `name`, `sha256` (of the 16 kHz samples), `seconds` (of one clip; a batch's clips together); None without audio.
-      settings: what else was asked for: `runs`, `warmup`, `decode_tokens`.
+      settings: what else was asked for: `runs`, `warmup`, `decode_tokens`, `contexts`; `engine` and `policy` where the
+        engine's options or the policy's dtypes are not the preset ones.
       runs: per measured run its figures: stages, `tokens`, `cpu_per_wall`.
       summary: per figure of `runs` its min, mean, median, p95, max, stdev.
-      tokens: chosen per run; audio tokens for `encoder`, prompt tokens for `prefill`; None where there are none.
-      ms_per_token: median.
+      tokens: chosen per run, end tokens included; audio tokens for `encoder`, prompt tokens for `prefill`.
+      ms_per_token: median. Of decoding, per step: every row of a batch gets one token in it. Of `prefill`, per prompt token.
       rtf, rtfx: total / audio seconds, and its inverse, from the median.
       gb_s: median rate at which weights and cache were read (decode), or could be (roofline).
       gflop_s: median rate of arithmetic.
       floor: per figure `{"ms", "fraction", "bound"}`: least time on this machine by the cost model, the part of the measured
-        median that this is, and whether `bytes` or `flops` decide. Empty without a roofline.
+        median that this is, and whether `bytes` or `flops` decide.
       floor_fraction: the fraction of the workload's main figure.
       roofline: the limits that the floors come from: `read_gb_s`, `f32_gflop_s`, `bf16_gflop_s`, `date`.
       contexts: decode speed over the context: `context_tokens`, `ms_per_token` (median, and
-        `min_` and `max_`), `gb_s`, `floor_fraction`, `cache_bytes` each.
-      transcript: `sha256` of the text, `finish_reason`, `text` where it is short.
-      memory: `weights` (bytes by dtype), `cache_bytes`, `temp_bytes` (by program), `peak_device_bytes`, `peak_rss_bytes`.
+        `min_` and `max_`), `tokens_per_s`, `gb_s`, `floor_fraction`, `cache_bytes` each.
+      transcript: `sha256` of the text, `finish_reason` (of a batch, all that occur).
+      memory: `weights` (bytes by dtype), `cache_bytes`, `temp_bytes` (by program), `peak_device_bytes` and
+        `peak_rss_bytes` (of the process so far, loading included).
       compile: `count` and `seconds` of programs made ready before the measured runs, `cached` of them from the persistent
         cache, `recompiles` inside measured runs (must be 0).
-      env: `date`, `commit`, `dirty`, `package` (version), `cpu`, `cores`, `gpu`, `driver`, `python`, `jax`, `jaxlib`,
-        `flax`, `xla_flags`.
+      env: `date`, `commit`, `dirty`, `package` (version), `cpu`, `cores`, `ram_bytes`, `gpu`, `driver`, `python`, `jax`,
+        `jaxlib`, `flax`, `xla_flags`.
       notes: remarks that belong to the figures, one line each.
       sweep: `name`, `point` (the overrides) and `id`, if it was one of a sweep.
       error: why there is no valid result; mostly `runs` is empty then.
@@ -193,7 +205,12 @@ def append_records(path: pathlib.Path, records: Iterable[Record]) -> None:
     Raises:
       OutputError: the file cannot be written.
     """
-    _append(path, "".join(record.to_json() + "\n" for record in records).encode("utf-8"))
+    append_lines(path, [record.to_json() for record in records])
+
+
+def append_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
+    """`append_records` for lines of JSON of any kind."""
+    _append(path, "".join(line + "\n" for line in lines).encode("utf-8"))
 
 
 def check_appendable(path: pathlib.Path) -> None:

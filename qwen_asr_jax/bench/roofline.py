@@ -26,10 +26,17 @@ from qwen_asr_jax.files import write_text
 from qwen_asr_jax.typing import Array
 
 MATMUL_SIZES = (1024, 2048, 4096)
+"""Sizes of the square products; on a GPU the largest takes well under a millisecond, so many are enqueued at once."""
+
+_METHOD = 1
+"""Raised when figures would change for another reason than the machine."""
 
 _NUM_BUFFERS = 4
 _BUFFER_BYTES = 256 << 20
-"""Several times any cache, and long enough that on a GPU the launches are lost in it."""
+"""Several times any cache."""
+
+_LEAST_S = 0.01
+"""Work is enqueued until it takes so long, so that launching and waiting are lost in it."""
 _TINY_CALLS = 1000
 
 
@@ -101,8 +108,7 @@ def prepare() -> Callable[[], Figures]:
     def run() -> Figures:
         figures = {"read_gb_s": read()}
         for (name, n), matrix in matrices.items():
-            repeats = max(1, (2048 // n) ** 3)
-            seconds = min(_seconds(_matmul, matrix, matrix) for _ in range(repeats + 1))
+            seconds = min(_seconds(_matmul, matrix, matrix) for _ in range(2))
             figures[f"{name}_{n}_gflop_s"] = 2 * n**3 / seconds / 1e9
         figures["dispatch_us"] = _seconds(_many_calls, vector) / _TINY_CALLS * 1e6
         figures["loop_step_us"] = _seconds(_tiny_loop, vector) / _TINY_CALLS * 1e6
@@ -118,9 +124,16 @@ def _many_calls(x: Array) -> Array:
 
 
 def _seconds(f: Callable[..., Any], *args: Any) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(f(*args))
-    return time.perf_counter() - start
+    """Seconds per call, from as many calls in a row as take `_LEAST_S`."""
+    calls, seconds = 1, 0.0
+    while True:
+        start = time.perf_counter()
+        results = [f(*args) for _ in range(calls)]
+        jax.block_until_ready(results)
+        seconds = time.perf_counter() - start
+        if seconds >= _LEAST_S or calls >= 100:  # results of the calls are all alive at once
+            return seconds / calls
+        calls = max(2 * calls, min(100, round(1.2 * calls * _LEAST_S / max(seconds, 1e-6))))
 
 
 def limits_of(runs: list[Figures], date: str) -> Limits:
@@ -135,7 +148,7 @@ def limits_of(runs: list[Figures], date: str) -> Limits:
 
 
 def keep(limits: Limits) -> None:
-    """Stores the limits for this machine, device, thread count and version of XLA."""
+    """Stores the limits for this machine, device, number of threads, version of XLA and way of measuring."""
     try:
         path = _path()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,8 +9,8 @@ from typing import Any
 from tabulate import tabulate
 
 from qwen_asr_jax.bench.fields import count, digits, figure_label, megabytes, percent
+from qwen_asr_jax.bench.options import Listener
 from qwen_asr_jax.bench.record import Record
-from qwen_asr_jax.bench.runner import Listener
 from qwen_asr_jax.bench.summary import STATISTICS
 from qwen_asr_jax.bench.timing import Figures
 
@@ -89,7 +89,12 @@ def result_lines(record: Record) -> Iterable[str]:
     if record.rtf is not None and record.audio:
         audio = f"{record.audio['seconds']:.2f} s of audio; medians of {len(record.runs)} runs"
         yield f"RTF {digits(record.rtf)}  RTFx {digits(record.rtfx)}  ({audio})"
-    rates = {"ms per token": record.ms_per_token, "GB/s": record.gb_s, "GFLOP/s": record.gflop_s}
+    per_step = record.batch_size > 1 and record.workload != "prefill"
+    rates = {
+        f"ms per {'step' if per_step else 'token'}": record.ms_per_token,
+        "GB/s": record.gb_s,
+        "GFLOP/s": record.gflop_s,
+    }
     said = [f"{digits(value)} {name}" for name, value in rates.items() if value is not None]
     if record.tokens is not None:
         said.insert(0, f"{count(record.tokens)} tokens")
@@ -163,15 +168,15 @@ def memory_line(memory: Mapping[str, Any]) -> str:
 
 
 class Terminal(Listener):
-    """Runs and tables on stdout; what is being done on stderr, if asked for."""
+    """Runs and tables on stdout; on stderr what is being done, for a person who waits or one who asked."""
 
     def __init__(self, verbose: bool):
-        self._verbose = verbose
+        self._says_status = verbose or sys.stderr.isatty()
         self._profile = ""
 
     def status(self, text: str) -> None:
         """See `Listener`."""
-        if self._verbose:
+        if self._says_status:
             print(f"... {text}", file=sys.stderr, flush=True)
 
     def run(self, number: int, runs: int, figures: Figures, main: str, audio_s: float | None) -> None:

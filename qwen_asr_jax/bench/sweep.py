@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -20,10 +21,10 @@ import ml_collections
 
 from qwen_asr_jax import processes
 from qwen_asr_jax.bench.environment import cpu_name, environment
-from qwen_asr_jax.bench.record import WORKLOADS, Record, append_records, read_records
-from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.bench.record import IGNORED_FLAGS, WORKLOADS, Record, append_records, read_records
+from qwen_asr_jax.errors import OutputError, UsageError
 from qwen_asr_jax.files import scratch_directory
-from qwen_asr_jax.policy import PRESETS
+from qwen_asr_jax.policy import DEFAULT_POLICY
 
 FLAGS: dict[str, Any] = {
     "model_dir": "",
@@ -98,12 +99,18 @@ def points_of(config: ml_collections.ConfigDict) -> list[Point]:
     for text in config.points:
         overrides = json.loads(text)
         env = overrides.get("env", {})
+        if not isinstance(env, dict):
+            raise UsageError(f"env of a point must be a mapping of variables, got {env!r}")
         values = {**config.base.to_dict(), **{name: value for name, value in overrides.items() if name != "env"}}
         if unknown := sorted(set(values) - set(FLAGS)):
             raise UsageError(f"a sweep cannot set {', '.join(unknown)}; it can set {', '.join(FLAGS)} and env")
         if values["workload"] not in WORKLOADS:
             raise UsageError(f"unknown workload {values['workload']!r}: choose one of {', '.join(WORKLOADS)}")
-        flags = {name: _flag(value) for name, value in values.items() if value != FLAGS[name]}
+        for name in ("threads", "batch_size"):
+            if not isinstance(values[name], int):
+                raise UsageError(f"{name} of a point must be a whole number, got {values[name]!r}")
+        ignored = IGNORED_FLAGS.get(values["workload"], ())
+        flags = {name: _flag(v) for name, v in values.items() if v != FLAGS[name] and name not in ignored}
         points.append(Point(overrides, flags, {name: str(value) for name, value in env.items()}))
     if not points:
         raise UsageError("the sweep has no points")
@@ -132,11 +139,17 @@ class Sweep:
         self.path = path
         self.points = points
         records, self.problems = read_records([path] if path.exists() else [])
-        self._there = {r.sweep["id"] for r in records if r.sweep and not (retry_failed and r.error)}
+        ids = {(r.sweep or {}).get("id"): r.error for r in records}  # the last one counts
+        self._there = {i for i, error in ids.items() if not (retry_failed and error)}
+        self._failed = {i for i, error in ids.items() if error}
 
     def remaining(self) -> list[Point]:
-        """Points without a result."""
+        """Points that are still to be measured."""
         return [point for point in self.points if point.id not in self._there]
+
+    def failed_before(self) -> list[Point]:
+        """Points that failed in an earlier run and are not to be measured again."""
+        return [point for point in self.points if point.id in self._failed & self._there]
 
     def run(self, bench_script: pathlib.Path, timeout_s: float) -> Iterator[tuple[Point, str | None]]:
         """Measures the remaining points one after another; yields each with its error, if it failed, once it is kept.
@@ -150,32 +163,64 @@ class Sweep:
             yield point, error
 
     def _measure(self, point: Point, bench_script: pathlib.Path, timeout_s: float) -> tuple[list[Record], str | None]:
-        origin = {"name": self.name, "id": point.id, "point": dict(point.overrides)}
+        """What the point's process wrote, as it is; behind that, if it failed, a record that says why."""
         with scratch_directory() as folder:
             output = folder / "point.jsonl"
             command = [sys.executable, str(bench_script), *point.arguments(), f"--output_json={output}"]
             done = processes.run(command, env={**os.environ, **point.env}, timeout_s=timeout_s)
             records, _ = read_records([output] if output.exists() else [])
-        error = done.reason().removeprefix(f"{bench_script.name}: ") if done.status else None
-        if not records:
-            records = [_failed(point, error or "no result was written")]
-            error = records[0].error
-        return [dataclasses.replace(record, sweep=origin, error=error) for record in records], error
+        error = _reason(done, bench_script) if done.status else None if records else "no result was written"
+        if done.status:
+            self._keep_log(point, done.stderr)
+        if error and not any(record.compile.get("recompiles") for record in records):  # such a record says it itself
+            records = [*records, _failed(point, error)]
+        origin = {"name": self.name, "id": point.id, "point": last_parts(point.overrides)}
+        return [dataclasses.replace(record, sweep=origin) for record in records], error
+
+    def _keep_log(self, point: Point, said: str) -> None:
+        """Appends all that a failed point said to a file beside the results."""
+        try:
+            with open(self.path.with_suffix(".log"), "a", encoding="utf-8") as log:
+                log.write(f"--- {point.id}  {point}\n{said.rstrip()}\n")
+        except OSError as e:
+            raise OutputError(f"{self.path.with_suffix('.log')}: cannot be written ({e.strerror})") from None
+
+
+def last_parts(overrides: Overrides) -> dict[str, Any]:
+    """The overrides with paths shortened to their last part: results are shared, one's folders are not."""
+    paths = {name: _flag(overrides[name]).split(",") for name in ("model_dir", "audio", "config") if name in overrides}
+    return {**overrides, **{name: ",".join(map(_last_part, parts)) for name, parts in paths.items()}}
+
+
+def _last_part(path: str) -> str:
+    return pathlib.PurePath(path).name
+
+
+def without_folders(text: str) -> str:
+    """The text with absolute paths shortened to their last part."""
+    return re.sub(r"(?<![\w./])/(?:[^\s/:,]+/)+", "", text)
+
+
+def _reason(done: processes.Finished, script: pathlib.Path) -> str:
+    return without_folders(done.reason().removeprefix(f"{script.name}: "))
 
 
 def _failed(point: Point, error: str) -> Record:
     """The record of a point that gave none. JAX is not started for it, so the backend is the one that was asked for."""
     backend = point.flags.get("backend", "auto")
-    threads, policy = point.flags.get("threads"), point.flags.get("policy", next(iter(PRESETS)))
+    workload = point.flags.get("workload", "full")
+    policy = None if "config" in point.flags else point.flags.get("policy", DEFAULT_POLICY)
+    ran_a_model = workload != "roofline"
+    names = last_parts(point.flags)
     return Record(
-        workload=point.flags.get("workload", "full"),
-        model={"name": point.flags.get("model_dir", "")},
-        policy=policy,
+        workload=workload,
+        model={"name": names.get("model_dir", "default")} if ran_a_model else None,
+        policy=policy if ran_a_model else None,
         backend=backend,
         device=cpu_name() if backend == "cpu" else backend,
-        threads=int(threads) if threads else None,
+        threads=int(point.flags["threads"]) if "threads" in point.flags else None,
         batch_size=int(point.flags.get("batch_size", 1)),
-        audio={"name": point.flags["audio"]} if "audio" in point.flags else None,
+        audio={"name": names["audio"]} if "audio" in names else None,
         settings={},
         runs=[],
         summary={},

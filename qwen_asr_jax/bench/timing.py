@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 
+from qwen_asr_jax.bench.summary import summarize
 from qwen_asr_jax.engine.compilations import compilations
 
 Figures = dict[str, float]
@@ -52,6 +53,12 @@ class Measured:
 
     runs: list[Figures]
     recompiled: tuple[str, ...]
+
+    @property
+    def summary(self) -> dict[str, dict[str, float]]:
+        """Per figure, the summary of all runs that have it."""
+        names = dict.fromkeys(name for run in self.runs for name in run)
+        return {name: summarize([run[name] for run in self.runs if name in run]) for name in names}
 
 
 def measure(

@@ -54,11 +54,27 @@ class Plan:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
+def batch(model: QwenASR, clips: Sequence[Waveform], max_new_tokens: int) -> Plan:
+    """`full`, with the clips as one batch, and its throughput."""
+    plan = full(model, clips, max_new_tokens)
+    run, seconds = plan.run, sum(clip.duration_s for clip in clips)
+
+    def run_with_rates() -> Figures:
+        figures = run()
+        rates = {"audio_s_per_s": seconds, "tokens_per_s": figures["tokens"]}
+        return figures | {name: amount / figures["total_ms"] * 1e3 for name, amount in rates.items()}
+
+    plan.run = run_with_rates
+    return plan
+
+
 def full(model: QwenASR, clips: Sequence[Waveform], max_new_tokens: int) -> Plan:
-    """Complete transcription of one clip, or of several as one batch, through `QwenASR.transcribe`."""
+    """Complete transcription of one clip, or of several as one batch, through `QwenASR.transcribe`.
+
+    The clips are in memory, so reading files is not part of it.
+    """
     jobs = [model.prepare(clip, max_new_tokens=max_new_tokens) for clip in clips]
     plan = Plan(run=dict, costs={}, cache_bytes=_cache_bytes(model, jobs))
-    seconds = sum(clip.duration_s for clip in clips)
 
     def run() -> Figures:
         watch = Stopwatch()
@@ -73,14 +89,11 @@ def full(model: QwenASR, clips: Sequence[Waveform], max_new_tokens: int) -> Plan
             "prefill_ms": t.prefill_ms,
             "decode_ms": t.decode_ms,
             "ttft_ms": t.ttft_ms,
-            "tokens": float(sum(len(result.tokens) for result in results)),
+            "tokens": float(sum(map(_chosen, results))),
             "cpu_per_wall": watch.cpu_per_wall,
         }
         if steps:
             figures["ms_per_token"] = t.decode_ms / steps
-        if len(clips) > 1:
-            figures["audio_s_per_s"] = seconds / watch.ms * 1e3
-            figures["tokens_per_s"] = figures["tokens"] / watch.ms * 1e3
         _keep_transcript(plan, results)
         plan.tokens = figures["tokens"]
         plan.costs = _stage_costs(model, jobs, [_chosen(result) for result in results])
@@ -166,6 +179,11 @@ def decode(model: QwenASR, clips: Sequence[Waveform], steps: int) -> Plan:
     )
 
 
+def mean_context(context: int, steps: int) -> float:
+    """Tokens that a step of `decode_at` reads on average: `context` to a half, or as few as so many steps allow."""
+    return max(0, context - (steps + 1) // 2) + (steps + 1) / 2
+
+
 def decode_at(model: QwenASR, context: int, steps: int, rows: int) -> Plan | None:
     """`steps` steps around `context` tokens of cached context; None where the model's positions end before.
 
@@ -175,6 +193,7 @@ def decode_at(model: QwenASR, context: int, steps: int, rows: int) -> Plan | Non
     start = max(0, context - (steps + 1) // 2)
     if start + steps + 1 > text.max_positions:
         return None
+    engine.drop_spare()  # one cache at a time
     slots, padded = engine.buckets.cache(start, steps + 1), engine.buckets.rows(rows)
 
     def state() -> DecodeState:
@@ -187,9 +206,14 @@ def decode_at(model: QwenASR, context: int, steps: int, rows: int) -> Plan | Non
             budget=jax.device_put(np.where(active, steps, 0).astype(np.int32)),
         )
 
+    def run() -> Figures:
+        figures = _timed_steps(model, jax.block_until_ready(state()), rows, steps)
+        engine.drop_spare()
+        return figures
+
     return Plan(
-        lambda: _timed_steps(model, jax.block_until_ready(state()), rows, steps),
-        {"ms_per_token": _decode_cost(model, start + (steps + 1) / 2, rows)},
+        run,
+        {"ms_per_token": _decode_cost(model, mean_context(context, steps), rows)},
         tokens=float(steps * rows),
         cache_bytes=cache_bytes(text, engine.policy, padded, slots),
     )
@@ -210,7 +234,12 @@ def _timed_steps(model: QwenASR, state: DecodeState, rows: int, steps: int) -> F
     engine.release(state)
     if chosen != steps * rows:
         raise QwenASRError(f"decode chose {chosen} tokens where {steps * rows} were to be timed")
-    return {"total_ms": watch.ms, "ms_per_token": watch.ms / steps, "cpu_per_wall": watch.cpu_per_wall}
+    return {
+        "total_ms": watch.ms,
+        "ms_per_token": watch.ms / steps,
+        "tokens_per_s": chosen / watch.ms * 1e3,
+        "cpu_per_wall": watch.cpu_per_wall,
+    }
 
 
 def _encoded(model: QwenASR, clips: Sequence[Waveform], max_new_tokens: int) -> tuple[list[Job], Array]:

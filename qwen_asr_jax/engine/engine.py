@@ -132,6 +132,10 @@ class Engine:
         if np.asarray(state.finite).all():
             self._spare = {(state.token.shape[0], state.k_cache[0].shape[1]): state}
 
+    def drop_spare(self) -> None:
+        """Frees the state that is kept for the next batch."""
+        self._spare.clear()
+
 
 def prompt_block(prompts: Sequence[Prompt], rows: int, at: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions `at` to `at + size` of all prompts: ids, and which audio feature goes where (-1 for text).

@@ -13,7 +13,7 @@ from qwen_asr_jax.config import ModelConfig, read_config
 from qwen_asr_jax.errors import CheckpointError
 from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.run_config import EngineOptions
-from qwen_asr_jax.policy import Policy, get_policy
+from qwen_asr_jax.policy import DEFAULT_POLICY, Policy, get_policy
 from qwen_asr_jax.text.tokenizer import Tokenizer
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -21,7 +21,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 def load_model(
     model_dir: str | os.PathLike[str],
-    policy: str | Policy = "bf16",
+    policy: str | Policy = DEFAULT_POLICY,
     *,
     backend: str = "auto",
     threads: int = 0,

@@ -246,7 +246,7 @@ class QwenASR:
         try:
             return self._run_stages(jobs, language, on_text, on_share)
         except (jax.errors.JaxRuntimeError, MemoryError) as e:
-            if isinstance(e, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(e):
+            if not is_out_of_memory(e):
                 raise
             remedy = "reduce the batch size" if len(jobs) > 1 else "split the audio, or use a smaller model or policy"
             return [QwenASRError(f"{job.waveform.name}: the device is out of memory; {remedy}") for job in jobs]
@@ -324,6 +324,13 @@ class QwenASR:
                 )
             )
         return results
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that the device, or the host, has no memory left."""
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        return "RESOURCE_EXHAUSTED" in str(error)
+    return isinstance(error, MemoryError)
 
 
 class _Clock:

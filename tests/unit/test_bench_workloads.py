@@ -12,10 +12,12 @@ from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench import runner, workloads
 from qwen_asr_jax.bench.cost import Limits
 from qwen_asr_jax.bench.inputs import bench_batches, silence
+from qwen_asr_jax.bench.options import Listener, Options
 from qwen_asr_jax.bench.record import MAIN_FIGURE, parse
-from qwen_asr_jax.bench.runner import Listener, Options, bench_model
+from qwen_asr_jax.bench.runner import bench_model
 from qwen_asr_jax.bench.timing import Stopwatch, measure
-from qwen_asr_jax.errors import AudioError, UsageError
+from qwen_asr_jax.errors import AudioError, QwenASRError, UsageError
+from qwen_asr_jax.pipelines.run_config import EngineOptions
 from tests.audio_samples import synthetic
 
 LIMITS = Limits(read_gb_s=10.0, f32_gflop_s=100.0, bf16_gflop_s=200.0, date="2026-01-01T00:00:00+00:00")
@@ -45,7 +47,7 @@ def bench(model, tiny_original):
 def test_full_is_what_transcribe_does(bench, model, clip):
     record = bench("full", [clip], decode_tokens=7)
     result = model.transcribe(clip, max_new_tokens=7)
-    assert record.tokens == len(result.tokens)
+    assert record.tokens == len(result.tokens) + (result.finish_reason == "eos")
     assert record.transcript["finish_reason"] == result.finish_reason
     stages = {"mel_ms", "encode_ms", "prefill_ms", "decode_ms"}
     assert stages | {"total_ms", "ttft_ms", "tokens", "cpu_per_wall", "ms_per_token", "read_gb_s"} == set(record.summary)
@@ -72,7 +74,8 @@ def test_one_token_has_no_time_per_token(bench, clip):
 def test_silence_is_given_as_it_is(bench, model):
     clip = silence(2.0)
     assert (len(clip.samples), clip.duration_s, clip.samples.any()) == (32000, 2.0, False)
-    assert bench("full", [clip]).tokens == len(model.transcribe(clip, max_new_tokens=5).tokens)
+    result = model.transcribe(clip, max_new_tokens=5)
+    assert bench("full", [clip]).tokens == len(result.tokens) + (result.finish_reason == "eos")
 
 
 def test_encoder_and_its_halves(bench, model, clip):
@@ -155,11 +158,78 @@ def test_contexts_up_to_the_models_positions(bench, model, clip):
     assert model.engine.config.text.max_positions == 4096
 
 
+def test_decode_of_several_rows(bench, clip):
+    record = bench("decode", [clip] * 3, decode_tokens=4, contexts=(64,))
+    assert record.tokens == 12
+    run = record.runs[0]
+    assert run["tokens_per_s"] == pytest.approx(12 / run["total_ms"] * 1e3)
+    assert run["ms_per_token"] == run["total_ms"] / 4  # of a step
+    assert record.contexts[0]["tokens_per_s"] == pytest.approx(3e3 / record.contexts[0]["ms_per_token"], rel=0.5)
+
+
+def test_a_batch_of_one_has_a_throughput(bench, clip):
+    record = bench("batch", [clip])
+    assert record.runs[0]["audio_s_per_s"] == pytest.approx(1500 / record.runs[0]["total_ms"])
+
+
+def test_contexts_are_what_they_say(bench, clip):
+    assert workloads.mean_context(64, 30) == 64.5
+    assert workloads.mean_context(8, 30) == 15.5
+    assert bench("decode", [clip], decode_tokens=30, contexts=(8,)).contexts[0]["context_tokens"] == 16
+
+
+def test_no_memory_for_a_context_costs_only_that(bench, clip, monkeypatch):
+    decode_at = workloads.decode_at
+
+    def no_memory(model, context, steps, rows):
+        if context == 256:
+            raise MemoryError
+        return decode_at(model, context, steps, rows)
+
+    monkeypatch.setattr(workloads, "decode_at", no_memory)
+    record = bench("decode", [clip], contexts=(64, 256, 1024))
+    assert [point["context_tokens"] for point in record.contexts] == [64, 1024]
+    assert record.notes == ("no memory for decoding at 256 tokens of context; use a smaller batch, model or policy",)
+
+
+def test_no_memory_for_a_workload_is_one_line(bench, clip, monkeypatch):
+    def no_memory(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(workloads, "prefill", no_memory)
+    with pytest.raises(QwenASRError, match="no memory for prefill of 1 clips"):
+        bench("prefill", [clip])
+
+
+def test_a_profile_that_fails_is_only_noted(bench, clip, tmp_path, monkeypatch):
+    def broken(run, folder):
+        raise RuntimeError("no permission\nsecond line")
+
+    monkeypatch.setattr(runner, "profile_table", broken)
+    record = bench("prefill", [clip], profile_dir=tmp_path)
+    assert record.notes == ("no profile: no permission",)
+    assert record.runs
+
+
+def test_settings_name_what_is_not_preset(model, tiny_original, clip):
+    policy = dataclasses.replace(model.engine.policy, name="fp32, changed")
+    options = Options(runs=1, warmup=1)
+    assert options.settings(model.engine.policy, EngineOptions()) == {"runs": 1, "warmup": 1, "decode_tokens": 0}
+    changed = options.settings(policy, EngineOptions(decode_chunk=8))
+    assert changed["policy"]["cache_dtype"] == "float32"
+    assert changed["engine"]["decode_chunk"] == 8
+
+
+def test_faster_than_the_floor_is_noted(bench, clip, monkeypatch):
+    monkeypatch.setattr(runner.roofline, "kept", lambda: dataclasses.replace(LIMITS, f32_gflop_s=1e-6))
+    assert bench("prefill", [clip]).notes[0].startswith("faster than the floor")
+
+
 def test_batch_counts_all_clips(bench, model, clip):
     other = Waveform(name="other.wav", samples=synthetic(0.8), duration_s=0.8)
     record = bench("batch", [clip, other, clip])
     texts = [model.transcribe(each, max_new_tokens=5) for each in (clip, other, clip)]
-    assert record.tokens == sum(len(result.tokens) for result in texts)
+    assert record.tokens == sum(len(result.tokens) + (result.finish_reason == "eos") for result in texts)
     assert (record.batch_size, record.audio["name"], record.audio["seconds"]) == (3, "clip.wav, other.wav x3", 3.8)
     figures = record.runs[0]
     assert figures["audio_s_per_s"] == pytest.approx(3800 / figures["total_ms"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 import threading
+import time
 
 import pytest
 
@@ -30,6 +32,12 @@ def test_what_a_process_says_and_uses():
         ("import sys; sys.exit(4)", 4, "exit status 4 without a word"),
         ("import os; os.kill(os.getpid(), 9)", -9, "ended by SIGKILL (out of memory?)"),
         ("import os; os.kill(os.getpid(), 15)", -15, "ended by SIGTERM"),
+        ("import os; os.kill(os.getpid(), 40)", -40, "ended by signal 40"),
+        (
+            "import sys; sys.exit('RESOURCE_EXHAUSTED\\n-----\\nFor simplicity, JAX has removed its internal frames from it')",
+            1,
+            "RESOURCE_EXHAUSTED",
+        ),
     ],
 )
 def test_how_a_process_fails(code, status, reason):
@@ -47,17 +55,38 @@ def test_a_process_that_takes_too_long_is_ended():
     assert done.reason().endswith("the time limit")
 
 
-def test_ending_all_ends_children_of_children():
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+CHILD = """
+import os, pathlib, signal, sys
+from qwen_asr_jax import processes
+def stop(*_):
+    processes.end_all()
+    os._exit(7)
+signal.signal(signal.SIGTERM, stop)
+code = "import os, pathlib, time; pathlib.Path({path!r}).write_text(str(os.getpid())); time.sleep(600)"
+processes.run([sys.executable, "-c", code])
+"""
+
+
+def test_ending_all_ends_children_of_children(tmp_path):
+    """A child that starts children of its own is given the time to end them."""
+    path = tmp_path / "pid"
     found = []
-    waiting = threading.Thread(target=lambda: found.append(python(code)))
+    waiting = threading.Thread(target=lambda: found.append(python(CHILD.format(path=str(path)))))
     waiting.start()
-    while not processes._running:
-        pass
+    while not path.exists() or not path.read_text():
+        time.sleep(0.01)
     processes.end_all()
     waiting.join(timeout=60)
-    assert found[0].status == -9
+    assert found[0].status == 7
     assert not processes._running
+    line = pathlib.Path(f"/proc/{path.read_text()}/cmdline")
+    assert not line.exists() or not line.read_bytes()  # gone, or waiting for whoever adopted it to bury it
+
+
+def test_a_process_that_will_not_listen_is_ended(monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE_S", 0.2)
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    assert python(code, timeout_s=1.0).status == -9
 
 
 def test_a_program_that_is_not_there():

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from qwen_asr_jax.bench.record import parse, read_records
-from qwen_asr_jax.bench.sweep import FLAGS, Point, Sweep, grid, points_of, sweep_config
+from qwen_asr_jax.bench.sweep import FLAGS, Point, Sweep, grid, points_of, sweep_config, without_folders
 from qwen_asr_jax.errors import UsageError
 from tests.bench_records import record
 
@@ -26,14 +26,18 @@ import json, os, sys, time
 flags = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
 with open({log!r}, "a") as log:
     print(json.dumps(flags | {{"x": os.environ.get("X"), "pid": os.getpid()}}), file=log)
-if flags.get("policy") == "fp16":
+if "fp16" in (flags.get("policy"), flags.get("config", "")[8:12]):
     sys.exit("bench.py: it is too hot today")
 if flags.get("policy") == "hang" and not os.path.exists({log!r} + ".go"):
     time.sleep(600)
 with open(flags["output_json"], "a") as f:
     f.write({line!r} + "\\n")
-    if flags.get("policy") == "invalid":
-        sys.exit("bench.py: compiled inside measured runs")
+    if flags.get("policy") == "half":
+        sys.exit("bench.py: /data/b.wav: too long")
+if flags.get("policy") == "invalid":
+    with open(flags["output_json"], "w") as f:
+        f.write({invalid!r} + "\\n")
+    sys.exit("bench.py: compiled inside measured runs")
 """
 
 
@@ -41,7 +45,8 @@ with open(flags["output_json"], "a") as f:
 def bench(tmp_path):
     """The stand-in's path; it writes one record, fails under fp16, and logs its flags."""
     script = tmp_path / "bench.py"
-    script.write_text(STAND_IN.format(log=str(tmp_path / "log"), line=record().to_json()))
+    invalid = record(compile={"count": 1, "cached": 0, "seconds": 1.0, "recompiles": 3})
+    script.write_text(STAND_IN.format(log=str(tmp_path / "log"), line=record().to_json(), invalid=invalid.to_json()))
     return script
 
 
@@ -68,7 +73,7 @@ def test_each_point_is_a_process_with_its_flags(tmp_path, bench):
     assert second == {"policy": "fp32", "runs": "2", "x": "1"}
     records, problems = read_records([tmp_path / "runs.jsonl"])
     assert problems == []
-    assert [r.sweep["point"] for r in records] == points
+    assert [r.sweep["point"] for r in records] == [points[0] | {"audio": "a.wav,b.wav"}, points[1]]
     assert records[0].sweep["name"] == "try"
     assert len({r.sweep["id"] for r in records}) == 2
 
@@ -97,11 +102,50 @@ def test_a_failing_point_is_kept_and_the_others_go_on(tmp_path, bench):
     assert [str(p) for p in sweep(tmp_path, points, retry_failed=True).remaining()] == ["policy=fp16"]
 
 
-def test_an_invalid_result_is_kept_as_invalid(tmp_path, bench):
-    list(sweep(tmp_path, grid(policy=["invalid"])).run(bench, 60))
+def test_an_invalid_result_is_kept_as_it_is(tmp_path, bench):
+    ((_, error),) = sweep(tmp_path, grid(policy=["invalid"])).run(bench, 60)
     (kept,), _ = read_records([tmp_path / "runs.jsonl"])
-    assert kept.error == "compiled inside measured runs"
-    assert kept.runs
+    assert error == "compiled inside measured runs"
+    assert (kept.error, kept.compile["recompiles"], kept.runs != []) == (None, 3, True)
+
+
+def test_a_point_that_fails_half_way_keeps_what_it_had(tmp_path, bench):
+    """One clip was measured, the next one failed."""
+    points = grid(policy=["half"])
+    ((_, error),) = sweep(tmp_path, points).run(bench, 60)
+    good, failed = read_records([tmp_path / "runs.jsonl"])[0]
+    assert error == failed.error == "b.wav: too long"
+    assert (good.error, good.runs != []) == (None, True)
+    assert sweep(tmp_path, points).failed_before() == points_of(sweep_config(points, runs=2))
+    assert [str(p) for p in sweep(tmp_path, points, retry_failed=True).remaining()] == ["policy=half"]
+
+
+def test_results_hold_no_folders(tmp_path, bench):
+    points = [{"model_dir": "/home/somebody/models/0.6b", "audio": ["/data/a.wav", "b.wav"], "policy": "fp16"}]
+    list(sweep(tmp_path, points).run(bench, 60))
+    (failed,), _ = read_records([tmp_path / "runs.jsonl"])
+    assert failed.sweep["point"] == {"model_dir": "0.6b", "audio": "a.wav,b.wav", "policy": "fp16"}
+    assert (failed.model["name"], failed.audio["name"]) == ("0.6b", "a.wav,b.wav")
+    assert without_folders("/a/b/d.wav: gone; not /x/y.json") == "d.wav: gone; not y.json"
+    assert without_folders("1 GB/s and/or 3/4 of --x=a/b") == "1 GB/s and/or 3/4 of --x=a/b"
+
+
+def test_failed_points_say_what_was_asked_for(tmp_path, bench):
+    points = [{"runs": 3, "workload": "decode", "policy": "fp16"}, {"config": "configs/fp16.py", "runs": 4}]
+    list(sweep(tmp_path, points).run(bench, 60))
+    first = read_records([tmp_path / "runs.jsonl"])[0][0]
+    assert (first.workload, first.policy, first.model) == ("decode", "fp16", {"name": "default"})
+
+
+def test_flags_that_mean_nothing_to_a_workload_are_left_out():
+    points = points_of(
+        sweep_config([{"workload": "roofline"}, {"workload": "load"}, {"workload": "decode"}], decode_tokens=9)
+    )
+    assert [dict(point.flags) for point in points] == [
+        {"workload": "roofline"},
+        {"workload": "load"},
+        {"workload": "decode", "decode_tokens": "9"},
+    ]
 
 
 def test_a_point_that_hangs_is_ended(tmp_path, bench):
@@ -130,6 +174,8 @@ def test_a_corrupt_line_is_reported_and_its_point_measured_again(tmp_path, bench
         ([{"polcy": "bf16"}], "cannot set polcy"),
         ([{"workload": "sing"}], "unknown workload 'sing'"),
         (grid(policy=["bf16", "bf16"]), "'policy=bf16' is there 2 times"),
+        ([{"env": "X=1"}], "env of a point must be a mapping"),
+        ([{"batch_size": [1, 2]}], "batch_size of a point must be a whole number"),
     ],
 )
 def test_sweeps_that_make_no_sense(points, reason):
@@ -184,9 +230,10 @@ def test_script(tmp_path, script, bench):
     said, _ = run(script(["bf16", "fp16", "fp32"]), status=1)
     assert said[0] == "sweep.py: 1/3  policy=bf16"
     assert said[1] == "sweep.py: 2/3  policy=fp16: FAILED, it is too hot today"
-    assert said[3] == "sweep.py: 1 of 3 points failed; again with --retry_failed"
-    again, _ = run(script(["bf16", "fp16", "fp32"]))
+    assert said[3].startswith("sweep.py: 1 of 3 points failed (")
+    again, _ = run(script(["bf16", "fp16", "fp32"]), status=1)  # nothing is left, but not all is well
     assert again[0].startswith("sweep.py: 3 of 3 points are in ")
+    assert "it is too hot today" in (tmp_path / "runs" / "small.log").read_text()
     assert len(calls(bench)) == 3
     _, listed = run(script(["bf16", "fp16", "fp32"], "--retry_failed", "--list"))
     assert [line.split("  ")[1] for line in listed] == ["policy=fp16"]
@@ -221,5 +268,6 @@ def test_script_with_wrong_usage(tmp_path, script):
     (said,), _ = run([sys.executable, f"{ROOT}/scripts/sweep.py", f"--config={tmp_path}/absent.py"], status=2)
     assert "absent.py" in said
     (tmp_path / "file").write_text("")
+    assert not (ROOT / "runs" / "bf16.jsonl").exists()
     (said,), _ = run(script(["bf16"], f"--output={tmp_path}/file/runs"), status=1)
     assert "cannot be written" in said
