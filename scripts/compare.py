@@ -7,8 +7,8 @@ Commands are run without a shell, by turns (A B, B A, A B, ...), each time in a 
 a file to which it appends its record, as in: python scripts/bench.py ... --output_json={json}; the figures of that record can
 be compared then. Two files of records are compared run by run where they hold the same workload, model, policy and so on.
 
-The table goes to stdout, everything else to stderr. Exit status: 0 compared, 1 a command failed or --fail_above was exceeded,
-2 wrong usage, 130 interrupted.
+The table goes to stdout, everything else to stderr. Exit status: 0 compared, 1 a command failed, or with --fail_above B is
+worse by more or lacks a valid result of what A has; 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from collections.abc import Sequence
 from absl import flags
 
 from qwen_asr_jax import cli
-from qwen_asr_jax.bench import compare
-from qwen_asr_jax.bench.compare import Command, Comparison
-from qwen_asr_jax.bench.record import check_appendable, read_records
-from qwen_asr_jax.errors import OutputError, UsageError
+from qwen_asr_jax.bench import commands, compare
+from qwen_asr_jax.bench.commands import Command
+from qwen_asr_jax.bench.compare import Compared
+from qwen_asr_jax.bench.record import append_lines, check_appendable, read_records
+from qwen_asr_jax.errors import UsageError
 
 flags.DEFINE_integer("pairs", 10, "Runs of each command that count.", lower_bound=1)
 flags.DEFINE_integer("warmup", 1, "Runs of each command before, that do not count.", lower_bound=0)
 flags.DEFINE_string("metric", None, "Figure to compare; for commands wall_s, or with {json} the workload's main figure.")
 flags.DEFINE_float("fail_above", None, "Exit with 1 if B is worse by more than this ratio, e.g. 1.10.", lower_bound=1.0)
+flags.DEFINE_bool("allow_missing", False, "With --fail_above: B may lack measurements that A has.")
 flags.DEFINE_list("across", [], f"Fields that records may differ in: {', '.join(compare.ACROSS)}.")
 flags.DEFINE_string("output_json", None, "Append one JSON object per row there.")
 FLAGS = flags.FLAGS
@@ -54,19 +56,21 @@ def name_files(arguments: Sequence[str]) -> bool:
     return False
 
 
-def compare_commands(arguments: Sequence[str]) -> tuple[list[Comparison], list[str]]:
+def compare_commands(arguments: Sequence[str]) -> Compared:
     """The rows for two commands, the figure asked for first, and no remarks."""
-    if FLAGS.across:
-        raise UsageError("--across is for two files of records, not for commands")
+    for name in ("across", "allow_missing"):
+        if FLAGS[name].present:
+            raise UsageError(f"--{name} is for two files of records, not for commands")
     if FLAGS.fail_above is not None:
         compare.require_pairs(FLAGS.pairs)
     a, b = (Command.parse(name, text) for name, text in zip("AB", arguments, strict=True))
     options = {"pairs": FLAGS.pairs, "warmup": FLAGS.warmup, "metric": FLAGS.metric}
-    return compare.compare_commands(a, b, show_progress, **options), []
+    rows = commands.compare_commands(a, b, show_progress, **options)
+    return Compared(rows, remarks=[], missing=[], measured=1)
 
 
-def compare_files(arguments: Sequence[str]) -> tuple[list[Comparison], list[str]]:
-    """The rows for two files of records, and what to remark under the table."""
+def compare_files(arguments: Sequence[str]) -> Compared:
+    """The rows for two files of records, what to remark under the table, and what B lacks."""
     for name in ("pairs", "warmup"):
         if FLAGS[name].present:
             raise UsageError(f"--{name} is for two commands, not for files of records")
@@ -76,21 +80,8 @@ def compare_files(arguments: Sequence[str]) -> tuple[list[Comparison], list[str]
         sets.append(records)
         for problem in problems:
             cli.warn(problem)
-    rows, remarks = compare.compare_sets(*sets, metric=FLAGS.metric, across=FLAGS.across)
-    return rows, [NOT_INTERLEAVED, *remarks]
-
-
-def append(path: pathlib.Path, rows: Sequence[Comparison], a: str, b: str) -> None:
-    """Appends one JSON object per row; `a` and `b` are the commands or files.
-
-    Raises:
-      OutputError: the file cannot be written.
-    """
-    try:
-        with open(path, "a", encoding="utf-8") as f:
-            f.write("".join(f"{row.to_json(a, b)}\n" for row in rows))
-    except OSError as e:
-        raise OutputError(f"{path}: cannot be written ({e.strerror}); choose another --output_json") from None
+    found = compare.compare_sets(*sets, metric=FLAGS.metric, across=FLAGS.across)
+    return found._replace(remarks=[NOT_INTERLEAVED, *found.remarks])
 
 
 def show_progress(line: str) -> None:
@@ -98,15 +89,15 @@ def show_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def show_table(arguments: Sequence[str], rows: Sequence[Comparison], remarks: Sequence[str]) -> None:
+def show_table(arguments: Sequence[str], compared: Compared) -> None:
     """What A and B are, a row per figure, and the remarks; on stdout."""
     from tabulate import tabulate
 
     for name, argument in zip("AB", arguments, strict=True):
         print(f"{name} = {argument}")
     print()
-    print(tabulate([row.cells() for row in rows], headers=compare.HEADERS, disable_numparse=True))
-    print(*remarks, sep="\n", end="\n" if remarks else "", flush=True)
+    print(tabulate([row.cells() for row in compared.rows], headers=compare.HEADERS, disable_numparse=True))
+    print(*compared.remarks, sep="\n", end="\n" if compared.remarks else "", flush=True)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -119,16 +110,27 @@ def main(arguments: Sequence[str]) -> int:
     if target:
         check_appendable(target)
     are_files = name_files(arguments)
-    rows, remarks = (compare_files if are_files else compare_commands)(arguments)
-    gated = rows if are_files else rows[:1]
-    worse, unclear = compare.check_gate(FLAGS.fail_above, gated) if FLAGS.fail_above is not None else ([], [])
+    compared = (compare_files if are_files else compare_commands)(arguments)
+    worse: list[str] = []
+    unclear: list[str] = []
+    if FLAGS.fail_above is not None:
+        worse, unclear = compare.check_gate(FLAGS.fail_above, compared.rows if are_files else compared.rows[:1])
+        if compared.missing and not FLAGS.allow_missing:
+            worse.append(missing_line(compared))
     if target:
-        append(target, rows, *arguments)
+        append_lines(target, [row.to_json(*arguments) for row in compared.rows])
 
-    show_table(arguments, rows, remarks)
+    show_table(arguments, compared)
     for line in (*unclear, *worse):
         cli.warn(line)
     return cli.EXIT_FAILED if worse else cli.EXIT_OK
+
+
+def missing_line(compared: Compared) -> str:
+    """How much of A has no valid counterpart, and the first few."""
+    named = "; ".join([*compared.missing[:3], *["..."] * (len(compared.missing) > 3)])
+    many = f"{len(compared.missing)} of A's {compared.measured} measurements"
+    return f"without a valid counterpart in B: {many} ({named}); --allow_missing permits that"
 
 
 if __name__ == "__main__":

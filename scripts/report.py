@@ -2,8 +2,9 @@
 
     python scripts/report.py runs/*.jsonl --output=docs/benchmarks/ [--baseline=NAME_OR_JSONL] [--title="..."]
 
-The entry goes to OUTPUT/NAME/, with the records in results.jsonl; OUTPUT/README.md lists all entries. An entry of the same
-name is replaced. Exit status: 0 written, 1 nothing could be read or written, 2 wrong usage, 130 interrupted.
+The entry goes to OUTPUT/NAME/, with the records in results.jsonl; OUTPUT/README.md lists all entries. An entry of a given name
+is replaced; one of the default name only if nothing of it is lost. Points of a sweep that failed are left out where they were
+measured later. Exit status: 0 written, 1 nothing could be read or written, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from qwen_asr_jax import cli
 from qwen_asr_jax.errors import UsageError
 
 flags.DEFINE_string("output", "docs/benchmarks", "Folder of the log.", short_name="o")
-flags.DEFINE_string("name", None, "Name of the entry; date, backend and commit of the newest record if not given.")
+flags.DEFINE_string(
+    "name", None, "Name of the entry, which is replaced; date, backend and commit of the newest record if not given."
+)
 flags.DEFINE_string("baseline", None, "Compare with this earlier entry, or with the records of a .jsonl file.")
 flags.DEFINE_string("title", None, "Headline of the entry.")
 FLAGS = flags.FLAGS

@@ -5,22 +5,22 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from qwen_asr_jax.bench.fields import (
     COMPARED_FIGURES,
     DASH,
     ENVIRONMENT,
-    audio_name,
+    STAGES,
     change,
     digits,
     figure,
     figure_label,
+    identity,
     make_rows,
     mapping,
     measured_at,
-    model_name,
-    point,
+    more_is_better,
+    percent,
     ratio,
     recompiles,
 )
@@ -29,17 +29,21 @@ from qwen_asr_jax.bench.summary import STATISTICS, is_noise
 from qwen_asr_jax.bench.tables import INVALID, wide_table
 
 _HEADERS = ["figure", "before", "after", "delta", "after/before", "verdict"]
-_STAGES = {"encode_ms": "encode", "prefill_ms": "prefill", "decode_ms": "decode"}
+_STAGES = {name: label for name, label in STAGES.items() if name != "mel_ms"}
 _WITH_STAGES = ("full", "batch")
-_RATES = ("gb_s", "gflop_s", "_per_s")
+
+LEAST_RUNS = 5
+"""Fewer runs on a side, and their range says too little of the noise for a verdict."""
+
+_MOVED = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class LogPair:
     """Two logs side by side.
 
     Attributes:
-      pairs: records of the same workload, model, policy, device, threads, batch and clip, before and after.
+      pairs: records of one `fields.identity`, before and after.
       gone: records of the baseline without a counterpart.
       new: records without a counterpart in the baseline.
       repeats: older measurements of the same, on either side; the newest is compared.
@@ -51,24 +55,26 @@ class Comparison:
     repeats: int
 
 
-def compare(before: Iterable[Record], after: Iterable[Record]) -> Comparison:
+def compare(before: Iterable[Record], after: Iterable[Record]) -> LogPair:
     """Pairs the newest of what both sides measured; failed points count as not measured."""
     (old, old_repeats), (new, new_repeats) = (_newest(r for r in side if r.error is None) for side in (before, after))
-    pairs, gone = [], list(old)
-    for record in new:
-        candidates = [r for r in gone if _is_same(r, record)]
-        if candidates:
-            pairs.append((candidates[0], record))
-            gone = [r for r in gone if r is not candidates[0]]
-    paired = {id(record) for _, record in pairs}
-    return Comparison(pairs, gone, [r for r in new if id(r) not in paired], old_repeats + new_repeats)
+    return LogPair(
+        pairs=[(old[key], record) for key, record in new.items() if key in old],
+        gone=[record for key, record in old.items() if key not in new],
+        new=[record for key, record in new.items() if key not in old],
+        repeats=old_repeats + new_repeats,
+    )
 
 
-def comparison_text(comparison: Comparison, name: str) -> str:
+def comparison_text(comparison: LogPair, name: str) -> str:
     """Markdown: a table per workload, what else changed, and how many points have no counterpart."""
-    parts = [f"Before: {name}. `noise`: the medians differ no more than the runs of one side do."]
+    parts = [
+        f"Before: {name}. `noise`: the medians differ no more than the runs of one side do; `few runs`: a side has fewer than"
+        f" {LEAST_RUNS}, too few to show that one is faster."
+    ]
     if changed := _changes(comparison.pairs):
         parts.append(f"Changed in between: {changed}.")
+    parts.append(_read_rates(comparison.pairs))
     before = {id(after): old for old, after in comparison.pairs}
     rows = make_rows([after for _, after in comparison.pairs])
     for workload in COMPARED_FIGURES:
@@ -82,15 +88,15 @@ def comparison_text(comparison: Comparison, name: str) -> str:
 
 
 def verdict(before: Record, after: Record, name: str) -> str:
-    """`noise`, `faster` or `slower`; `single run` where the noise is not known."""
+    """`noise`, `faster` or `slower`; `few runs` where there are too few to say which."""
     if recompiles(before) or recompiles(after):
         return INVALID
     if is_noise(before.summary[name], after.summary[name]):
         return "noise"
-    if min(len(before.runs), len(after.runs)) < 2:
-        return "single run"
+    if min(len(before.runs), len(after.runs)) < LEAST_RUNS:
+        return "few runs"
     rises = after.summary[name]["median"] > before.summary[name]["median"]
-    return "faster" if rises == name.endswith(_RATES) else "slower"
+    return "faster" if rises == more_is_better(name) else "slower"
 
 
 def _figure_cells(before: Record, after: Record) -> Iterable[list[str]]:
@@ -124,36 +130,15 @@ def _text_verdict(before: Record, after: Record) -> str:
     return ("same" if old == new else "**differs**") if old and new else DASH
 
 
-def _newest(records: Iterable[Record]) -> tuple[list[Record], int]:
+def _newest(records: Iterable[Record]) -> tuple[dict[tuple[str, ...], Record], int]:
     """The newest of each measurement, and how many older ones there are."""
-    kept: list[Record] = []
+    kept: dict[tuple[str, ...], Record] = {}
     repeats = 0
     for record in sorted(records, key=measured_at, reverse=True):
-        if any(_is_same(record, other) for other in kept):
-            repeats += 1
-        else:
-            kept.append(record)
+        key = tuple(identity(record).values())
+        repeats += key in kept
+        kept.setdefault(key, record)
     return kept, repeats
-
-
-def _is_same(a: Record, b: Record) -> bool:
-    """Whether two records measure the same; by name where one has no fingerprint or hash."""
-    return (
-        _conditions(a) == _conditions(b)
-        and _same_thing(
-            mapping(a.model).get("fingerprint"), mapping(b.model).get("fingerprint"), model_name(a), model_name(b)
-        )
-        and _same_thing(mapping(a.audio).get("sha256"), mapping(b.audio).get("sha256"), audio_name(a), audio_name(b))
-    )
-
-
-def _conditions(record: Record) -> tuple[Any, ...]:
-    what = (record.workload, record.policy, record.backend, record.device, record.threads, record.batch_size)
-    return (*what, record.settings.get("decode_tokens"), point(record))
-
-
-def _same_thing(id_a: Any, id_b: Any, name_a: str, name_b: str) -> bool:
-    return bool(id_a == id_b) if id_a and id_b else name_a == name_b
 
 
 def _changes(pairs: Sequence[tuple[Record, Record]]) -> str:
@@ -166,12 +151,29 @@ def _changes(pairs: Sequence[tuple[Record, Record]]) -> str:
     return "; ".join(changes)
 
 
+def _read_rates(pairs: Sequence[tuple[Record, Record]]) -> str:
+    """How fast memory was read beside the runs of both sides, and whether that moved: times and floors move with it."""
+    rates = [tuple(figure(record, "read_gb_s") for record in pair) for pair in pairs]
+    known = [(old, new) for old, new in rates if old and new]
+    if not known:
+        return ""
+    ranges = [" to ".join(dict.fromkeys(map(digits, (min(side), max(side))))) for side in zip(*known, strict=True)]
+    text = f"Memory read rate beside the runs: {ranges[0]} GB/s before, {ranges[1]} after."
+    moves = sorted(new / old for old, new in known)
+    moved = sum(abs(move - 1) > _MOVED for move in moves)
+    if not moved:
+        return text
+    by = " to ".join(dict.fromkeys([change(moves[0]), change(moves[-1])]))
+    said = f"It moved by more than {percent(_MOVED)} for {moved} of {len(moves)} ({by})"
+    return f"{text} **{said}**, and times and floors with it."
+
+
 def _environment_value(record: Record, name: str) -> str:
     value = str(record.env.get(name) or "none")
     return f"{value[:12]}{' with changes' if record.env.get('dirty') else ''}" if name == "commit" else value
 
 
-def _left_over(comparison: Comparison) -> Iterable[str]:
+def _left_over(comparison: LogPair) -> Iterable[str]:
     if comparison.gone:
         yield f"- Only in the baseline: {_counts(comparison.gone)}."
     if comparison.new:

@@ -1,4 +1,4 @@
-"""Reading records for people: figures by name, names without paths, numbers with three digits, and what tells rows apart.
+"""Reading records for people: figures by name, their units and direction, names without paths, and what tells rows apart.
 
 Records may come from other hands: every figure may be absent, and what is absent is shown as a dash.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import datetime
+import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from qwen_asr_jax.bench.record import MAIN_FIGURE, WORKLOADS, Record
+from qwen_asr_jax.policy import PRESETS
 
 DASH = "-"
 
@@ -32,12 +34,38 @@ COMPARED_FIGURES = {
 
 ENVIRONMENT = ("cpu", "cores", "gpu", "driver", "python", "jax", "jaxlib", "flax", "xla_flags", "commit", "dirty")
 
-_NAMES = {"cpu_per_wall": "CPU/wall", "rtf": "RTF", "rtfx": "RTFx", "ttft_ms": "first token"}
-_UNITS = {"audio_s_per_s": "audio s/s", "_per_s": "/s", "ms_per_token": "ms/token", "_bytes": "bytes"}
-_UNITS |= {"_gb_s": "GB/s", "_gflop_s": "GFLOP/s", "_ms": "ms", "_us": "µs", "_s": "s"}
+STAGES = {"mel_ms": "mel", "encode_ms": "encode", "prefill_ms": "prefill", "decode_ms": "decode"}
+"""The stages of a transcription, in their order: figure and name."""
 
-# Overrides of a sweep that a record says in fields of its own.
-_SAID_ELSEWHERE = {"workload", "model", "model_dir", "policy", "backend", "device", "threads", "batch_size", "audio"}
+PHASES = ("process", "import", "backend", "weights", "compile", "first_token", "total", "decode_compile")
+"""Of a start, in their order; all up to `first_token` make the total, and the decoding loop is compiled behind it."""
+
+_NAMES = {"cpu_per_wall": "CPU/wall", "rtf": "RTF", "rtfx": "RTFx", "ttft_ms": "TTFT"}
+_UNITS = {"audio_s_per_s": "audio s/s", "tokens_per_s": "tokens/s", "_per_s": "/s", "ms_per_token": "ms/token"}
+_UNITS |= {
+    "_bytes": "bytes",
+    "gb_s": "GB/s",
+    "gflop_s": "GFLOP/s",
+    "_ms": "ms",
+    "_us": "µs",
+    "_s": "s",
+}  # the first that fits
+_MORE_IS_BETTER = ("rtfx", "_per_s", "gb_s", "gflop_s")
+_TIMES = ("ms", "s", "µs", "ms/token")
+
+# Overrides of a sweep that a record says in fields of its own; what a run config holds is its policy and its engine's options.
+_SAID_ELSEWHERE = {
+    "workload",
+    "model",
+    "model_dir",
+    "policy",
+    "config",
+    "backend",
+    "device",
+    "threads",
+    "batch_size",
+    "audio",
+}
 _SAID_ELSEWHERE |= {"silence_s", "contexts", "runs", "warmup", "decode_tokens"}
 
 
@@ -50,7 +78,7 @@ class Row:
       environment: letter of the environment it was measured in.
       backend: `cpu` or `gpu`.
       threads: size of the thread pool.
-      point: overrides of its sweep that no other column says.
+      point: what no other column says of how it was asked for: options, dtypes, overrides of its sweep.
       repeat: `#1`, `#2` ... of the same measurement, oldest first.
     """
 
@@ -68,23 +96,50 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
     measured = [r for r in records if r.error is None]  # one that failed may not know where it ran
     letters = environment_letters(measured)
     backends, threads = ({str(getattr(r, name)) for r in measured} for name in ("backend", "threads"))
-    counts = collections.Counter(map(_identity, records))
+    lengths = {workload: {_decode_tokens(r) for r in measured if r.workload == workload} for workload in WORKLOADS}
+    counts = collections.Counter(map(_repeated, records))
     seen: collections.Counter[tuple[str, ...]] = collections.Counter()
     rows = []
     for record in records:
-        key = _identity(record)
+        key = _repeated(record)
         seen[key] += 1
+        length = [("decode_tokens", _decode_tokens(record))] if len(lengths[record.workload]) > 1 else []
+        asked = [f"{name}={value}" for name, value in (*length, *options(record), *point(record))]
         rows.append(
             Row(
                 record,
                 environment=letters.get(environment_key(record), "") if len(letters) > 1 else "",
                 backend=str(record.backend) if len(backends) > 1 else "",
                 threads=count(number(record.threads)) if len(threads) > 1 and record.threads is not None else "",
-                point="" if record.error else ", ".join(f"{name}={value}" for name, value in point(record)),
+                point="" if record.error else ", ".join(asked),
                 repeat=f"#{seen[key]}" if counts[key] > 1 else "",
             )
         )
     return rows
+
+
+def identity(record: Record, without: Collection[str] = ()) -> dict[str, str]:
+    """What two measurements of the same share, field by field, as JSON.
+
+    Fingerprints and hashes count more than names: two files may share a name, and one may have two.
+
+    Args:
+      record: the result.
+      without: fields that may differ.
+    """
+    model, audio = mapping(record.model), mapping(record.audio)
+    dtypes = mapping(record.settings.get("policy"))
+    values = {
+        "workload": record.workload,
+        "model": model.get("fingerprint") or model_name(record),
+        "policy": [record.policy, *sorted(dtypes.items())] if dtypes else record.policy,
+        **{name: getattr(record, name) for name in ("backend", "device", "threads", "batch_size")},
+        "audio": audio.get("sha256") or audio_name(record),
+        "decode_tokens": record.settings.get("decode_tokens"),
+        "engine": {k: v for k, v in mapping(record.settings.get("engine")).items() if v},  # 0 is the platform's value
+        "sweep point": point(record),
+    }
+    return {name: json.dumps(value, sort_keys=True) for name, value in values.items() if name not in without}
 
 
 def environment_key(record: Record) -> tuple[str, ...]:
@@ -102,6 +157,19 @@ def point(record: Record) -> tuple[tuple[str, str], ...]:
     """The overrides of the record's sweep that its own fields do not say, by name."""
     overrides = mapping(mapping(record.sweep).get("point"))
     return tuple(sorted((str(k), str(v)) for k, v in overrides.items() if str(k) not in _SAID_ELSEWHERE))
+
+
+def options(record: Record, without: Collection[str] = ()) -> tuple[tuple[str, str], ...]:
+    """The engine's options and the policy's dtypes that are not the preset ones, by name; `without` may hold either's name."""
+    engine, dtypes = (mapping(record.settings.get(name) if name not in without else None) for name in ("engine", "policy"))
+    preset = PRESETS.get(str(record.policy).partition(",")[0])
+    changed = {k: v for k, v in dtypes.items() if k != "name" and v != getattr(preset, k, None)}
+    return tuple((name, str(value)) for name, value in (*sorted(engine.items()), *changed.items()) if value)
+
+
+def is_cut(record: Record) -> bool:
+    """Whether a transcript ended at the token budget, so that the time is not that of a whole one."""
+    return "length" in str(mapping(record.transcript).get("finish_reason"))
 
 
 def is_valid(record: Record) -> bool:
@@ -143,11 +211,11 @@ def figure(record: Record, name: str, statistic: str = "median") -> float | None
     return value
 
 
-def floor_fraction(record: Record, name: str | None = None) -> float | None:
-    """Least possible time / measured time of the named figure, or of the workload's main one."""
-    if name is None and record.floor_fraction is not None:
+def floor_fraction(record: Record) -> float | None:
+    """Least possible time / measured time of the workload's main figure."""
+    if record.floor_fraction is not None:
         return number(record.floor_fraction)
-    return number(mapping(record.floor.get(name or MAIN_FIGURE[record.workload])).get("fraction"))
+    return number(mapping(record.floor.get(MAIN_FIGURE[record.workload])).get("fraction"))
 
 
 def audio_seconds(record: Record) -> float | None:
@@ -165,6 +233,11 @@ def audio_name(record: Record) -> str:
     return _last_part(mapping(record.audio).get("name"))
 
 
+def is_silence(record: Record) -> bool:
+    """Whether the clip is the one that stands in where there is none."""
+    return audio_name(record).startswith("silence")
+
+
 def clip(record: Record) -> str:
     """The clip and its length, `jfk.wav, 11.0 s`; `""` without audio."""
     if record.audio is None:
@@ -173,20 +246,18 @@ def clip(record: Record) -> str:
     return audio_name(record) + ("" if seconds is None else f", {digits(seconds)} s")
 
 
-def digits(value: float | None) -> str:
+def digits(value: float | None, significant: int = 3) -> str:
     """Three significant digits, all digits before the point, no exponent; a dash for None."""
     if value is None:
         return DASH
-    if value == 0 or abs(value) >= 99.95:
-        return f"{value:.0f}"
     # Rounding first: 9.996 has its three digits as 10.0.
-    rounded = float(f"{value:.2e}")
-    return f"{rounded:.{min(9, max(0, 2 - math.floor(math.log10(abs(rounded)))))}f}"
+    rounded = abs(float(f"{value:.{significant - 1}e}"))
+    return f"{value:.{min(9, max(0, significant - 1 - math.floor(math.log10(rounded)))) if rounded else 0}f}"
 
 
-def count(value: float | None) -> str:
+def count(value: float | None, significant: int = 3) -> str:
     """A whole number with all its digits; other numbers as `digits` has them."""
-    return f"{value:.0f}" if value is not None and value == round(value) else digits(value)
+    return f"{value:.0f}" if value is not None and value == round(value) else digits(value, significant)
 
 
 def percent(fraction: float | None) -> str:
@@ -207,7 +278,24 @@ def megabytes(value: float | None) -> str:
 def figure_label(name: str) -> tuple[str, str]:
     """A figure's name for people and its unit: `("f32 4096", "GFLOP/s")` for `f32_4096_gflop_s`."""
     suffix = next((suffix for suffix in _UNITS if name.endswith(suffix)), "")
-    return _NAMES.get(name, name.removesuffix(suffix).replace("_", " ")), _UNITS.get(suffix, "")
+    return _NAMES.get(name, name.removesuffix(suffix).replace("_", " ").strip()), _UNITS.get(suffix, "")
+
+
+def with_unit(name: str, value: float) -> str:
+    """A figure's value with its unit, bytes as MB; four digits, as two that differ little are to be told apart."""
+    unit = figure_label(name)[1]
+    value, unit = (value / 1e6, "MB") if unit == "bytes" else (value, unit)
+    return f"{count(value, 4)} {unit}".rstrip()
+
+
+def more_is_better(name: str) -> bool:
+    """Whether a higher figure is the better one, as with rates."""
+    return name.endswith(_MORE_IS_BETTER)
+
+
+def is_time(name: str) -> bool:
+    """Whether less of the figure is faster; CPU seconds say how much was done, not how fast."""
+    return name == "rtf" or (name != "cpu_s" and figure_label(name)[1] in _TIMES)
 
 
 def ratio(part: float | None, whole: float | None) -> float | None:
@@ -232,18 +320,13 @@ def _last_part(name: Any) -> str:
     return (pathlib.PurePath(str(name)).name or DASH) if name else DASH
 
 
-def _identity(record: Record) -> tuple[str, ...]:
-    """Equal for two measurements of the same."""
-    model, audio = mapping(record.model), mapping(record.audio)
-    names = (
-        record.workload,
-        model.get("fingerprint") or model_name(record),
-        record.policy,
-        record.threads,
-        record.batch_size,
-    )
-    rest = (audio.get("sha256") or audio_name(record), record.settings.get("decode_tokens"), record.error is None)
-    return (*map(str, (*names, *rest, *point(record))), *environment_key(record))
+def _decode_tokens(record: Record) -> str:
+    return str(record.settings.get("decode_tokens"))
+
+
+def _repeated(record: Record) -> tuple[str, ...]:
+    """Equal for measurements of the same in the same environment."""
+    return (*identity(record).values(), str(record.error is None), *environment_key(record))
 
 
 def _reading_order(record: Record) -> tuple[Any, ...]:

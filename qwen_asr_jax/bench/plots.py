@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import statistics
+import textwrap
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qwen_asr_jax.bench.fields import (
+    STAGES,
     Row,
+    audio_name,
     audio_seconds,
     clip,
     floor_fraction,
+    is_cut,
+    is_silence,
     is_valid,
     mapping,
     model_name,
     number,
 )
 from qwen_asr_jax.bench.record import WORKLOADS
-from qwen_asr_jax.bench.tables import STAGES, sorted_contexts, stage_ms, throughput
+from qwen_asr_jax.bench.tables import CUT, sorted_contexts, stage_ms, throughput
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,6 +47,7 @@ _DPI = 110
 _WIDTH = 7.0
 _MARKERS = "osD^vP*X"
 _MOST_BARS = 40
+_MOST_LETTERS = 90
 
 Series = Mapping[str, list[tuple[float, float]]]
 
@@ -65,24 +72,28 @@ def draw(rows: Sequence[Row]) -> dict[str, bytes] | None:
 
 
 def _rtfx(rows: Sequence[Row]) -> Figure | None:
-    series = _series((row, audio_seconds(row.record), number(row.record.rtfx)) for row in rows)
+    points = [(row, audio_seconds(row.record), number(row.record.rtfx)) for row in rows]
+    series = _series(points, [_silence], at_one_x=_clips, mark=_cut)
     if not series:
         return None
     figure, axes = _new(PLOTS["rtfx.png"])
     _lines(axes, series)
     _log_if_wide(axes, series)
     axes.axhline(1, color="0.4", linestyle=":", label="real time")
+    _explain_cut(axes, rows)
     axes.set(xlabel="audio length (s)", ylabel="RTFx (audio time / processing time)", ylim=(0, None))
     return _with_legend(figure, axes)
 
 
 def _batch(rows: Sequence[Row]) -> Figure | None:
-    series = _series((row, number(row.record.batch_size), throughput(row.record)) for row in rows)
+    points = [(row, number(row.record.batch_size), throughput(row.record)) for row in rows]
+    series = _series(points, [_clips], mark=_cut)
     if not series:
         return None
     figure, axes = _new(PLOTS["batch.png"])
     _lines(axes, series)
     _log_if_wide(axes, series)
+    _explain_cut(axes, rows)
     axes.set(xlabel="batch size (clips)", ylabel="throughput (s of audio / s)", ylim=(0, None))
     return _with_legend(figure, axes)
 
@@ -95,14 +106,14 @@ def _contexts(rows: Sequence[Row]) -> Figure | None:
             context, ms, rate = (number(at.get(key)) for key in ("context_tokens", "ms_per_token", "gb_s"))
             measured.append((row, context, ms))
             floors.append((row, context, _floor_ms(ms, number(at.get("floor_fraction")), rate, read)))
-    series = _series(measured)
+    series = _series(measured, [_batch_size])
     if not series:
         return None
     figure, axes = _new(PLOTS["decode-context.png"])
     colors = _lines(axes, series)
-    least = _series(floors)
+    least = _series(floors, [_batch_size])
     for label, points in least.items():
-        axes.plot(*zip(*points, strict=True), linestyle="--", color=colors[label], linewidth=1)
+        axes.plot(*zip(*points, strict=True), linestyle="--", color=colors.get(label, "0.4"), linewidth=1)
     if least:  # one entry for all: the color says whose
         axes.plot([], [], linestyle="--", color="0.4", linewidth=1, label="floor")
     axes.set(xlabel="context (tokens)", ylabel="decode (ms per token)", ylim=(0, None))
@@ -124,18 +135,19 @@ def _stages(rows: Sequence[Row]) -> Figure | None:
     if not clips:
         return None
     title = PLOTS["stages.png"] + (f" ({_MOST_BARS} of {len(rows)})" if len(rows) > _MOST_BARS else "")
-    heights = [len(members) + 0.9 for members in clips.values()]
-    figure = _figure(_WIDTH, 1.1 + 0.3 * sum(heights) + 0.3 * len(heights))
+    bar = _bar_height(_label(row, repeats=True) for row in rows[:_MOST_BARS])
+    heights = [len(members) + 0.27 / bar for members in clips.values()]
+    figure = _figure(_WIDTH, 1.1 + bar * sum(heights) + 0.3 * len(heights))
     panels = figure.subplots(len(clips), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
-    for axes, (name, members) in zip(panels, clips.items(), strict=True):
-        labels = [_label(row, repeats=True) for row in members]
+    for axes, (heading, members) in zip(panels, clips.items(), strict=True):
+        labels = [_wrapped(_label(row, repeats=True)) for row in members]
         left = [0.0] * len(members)
-        for stage in (*STAGES, "other"):
+        for stage, name in {**STAGES, "other": "other"}.items():
             widths = [stage_ms(row.record, stage) or 0.0 for row in members]
-            axes.barh(range(len(members)), widths, left=left, height=0.7, label=stage)
+            axes.barh(range(len(members)), widths, left=left, height=0.7, label=name)
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.set_yticks(range(len(members)), labels, fontsize=8)
-        axes.set_title(_plain(name), fontsize=9, loc="left")
+        axes.set_title(_plain(heading), fontsize=9, loc="left")
         axes.set_ylim(len(members) - 0.4, -0.6)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
@@ -159,7 +171,7 @@ def _floors(rows: Sequence[Row]) -> Figure | None:
         return None
     bars = dict(sorted(groups.items())[:_MOST_BARS])
     middle = [statistics.median(values) for values in bars.values()]
-    figure = _figure(_WIDTH, 1.0 + 0.27 * len(bars))
+    figure = _figure(_WIDTH, 1.0 + _bar_height(label for _, label in bars) * len(bars))
     axes = figure.subplots()
     shown: set[int] = set()
     for i, ((workload, _), values) in enumerate(bars.items()):
@@ -172,7 +184,7 @@ def _floors(rows: Sequence[Row]) -> Figure | None:
             axes.errorbar(value, i, xerr=error, fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
         axes.annotate(f"{value:.0f} %", (high, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(100, color="0.2", linestyle="--", linewidth=1, label="floor")
-    axes.set_yticks(range(len(bars)), [label for _, label in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [_wrapped(label) for _, label in bars], fontsize=8)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set(xlabel="least possible time / measured time (%)", xlim=(0, max(110, 1.12 * max(map(max, bars.values())))))
     axes.set_title(PLOTS["floor.png"], fontsize=11)
@@ -181,13 +193,63 @@ def _floors(rows: Sequence[Row]) -> Figure | None:
     return _with_legend(figure, axes)
 
 
-def _series(points: Iterable[tuple[Row, float | None, float | None]]) -> dict[str, list[tuple[float, float]]]:
-    """Points by label, sorted by x; of several at one x the median, so that a line stays a line."""
-    found: dict[str, dict[float, list[float]]] = {}
-    for row, x, y in points:
-        if x is not None and y is not None:
-            found.setdefault(_label(row), {}).setdefault(x, []).append(y)
-    return {label: [(x, statistics.median(ys)) for x, ys in sorted(at.items())] for label, at in found.items()}
+def _series(
+    points: Iterable[tuple[Row, float | None, float | None]],
+    details: Sequence[Callable[[Row], str]],
+    at_one_x: Callable[[Row], str] | None = None,
+    mark: Callable[[Row], str] | None = None,
+) -> dict[str, list[tuple[float, float]]]:
+    """Points by label, sorted by x; of several at one x the median, so that a line stays a line.
+
+    Args:
+      points: row, x and y.
+      details: put into the labels of series that would mix them.
+      at_one_x: put into the labels of points that would meet at one x, and only of those.
+      mark: put into labels wherever there is one.
+    """
+    known = [(_label(row), row, x, y) for row, x, y in points if x is not None and y is not None]
+    for detail in details:
+        found: dict[str, set[str]] = {}
+        for label, row, _, _ in known:
+            found.setdefault(label, set()).add(detail(row))
+        known = [(_joined(n, detail(r) if len(found[n]) > 1 else ""), r, x, y) for n, r, x, y in known]
+    if at_one_x is not None:
+        met: dict[tuple[str, float], set[str]] = {}
+        for label, row, x, _ in known:
+            met.setdefault((label, x), set()).add(at_one_x(row))
+        known = [(_joined(n, at_one_x(r) if len(met[n, x]) > 1 else ""), r, x, y) for n, r, x, y in known]
+    if mark is not None:
+        known = [(_joined(n, mark(r)), r, x, y) for n, r, x, y in known]
+    series: dict[str, dict[float, list[float]]] = {}
+    for label, _, x, y in known:
+        series.setdefault(label, {}).setdefault(x, []).append(y)
+    return {label: [(x, statistics.median(ys)) for x, ys in sorted(at.items())] for label, at in series.items()}
+
+
+def _joined(label: str, detail: str) -> str:
+    return f"{label} {_plain(detail)}" if detail else label
+
+
+def _cut(row: Row) -> str:
+    return CUT if is_cut(row.record) else ""
+
+
+def _silence(row: Row) -> str:
+    return "silence" if is_silence(row.record) else ""
+
+
+def _clips(row: Row) -> str:
+    """The clips of a batch, whatever its size."""
+    return re.sub(r" x\d+$", "", audio_name(row.record))
+
+
+def _batch_size(row: Row) -> str:
+    return f"batch {row.record.batch_size}"
+
+
+def _explain_cut(axes: Axes, rows: Sequence[Row]) -> None:
+    if any(is_cut(row.record) for row in rows):
+        axes.plot([], [], linestyle="none", label=f"{CUT} cut at the token budget")
 
 
 def _lines(axes: Axes, series: Series) -> dict[str, str]:
@@ -221,6 +283,16 @@ def _label(row: Row, repeats: bool = False) -> str:
     return _plain(" ".join(part for part in parts if part))
 
 
+def _wrapped(label: str) -> str:
+    """The label in lines that leave half of the plot to the bars."""
+    return textwrap.fill(label, _MOST_LETTERS // 2, break_on_hyphens=False)
+
+
+def _bar_height(labels: Iterable[str]) -> float:
+    """Inches per bar, so that no label touches the next."""
+    return 0.12 + 0.16 * max(_wrapped(label).count("\n") + 1 for label in labels)
+
+
 def _plain(text: str) -> str:
     """The text without meaning for matplotlib: no formulas, and not hidden from legends by a leading underscore."""
     return text.replace("$", r"\$").lstrip("_")
@@ -243,8 +315,10 @@ def _new(title: str) -> tuple[Figure, Axes]:
 def _with_legend(figure: Figure, axes: Axes) -> Figure:
     """Below the axes, where it hides nothing; the figure grows with it."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), max(1, 90 // (max(map(len, labels)) + 7)))
-    figure.set_figheight(figure.get_figheight() + 0.19 * math.ceil(len(labels) / columns))
+    labels = [textwrap.fill(label, _MOST_LETTERS, break_on_hyphens=False) for label in labels]
+    columns = min(len(labels), max(1, _MOST_LETTERS // (max(map(len, labels)) + 7)))
+    lines = max(label.count("\n") + 1 for label in labels)
+    figure.set_figheight(figure.get_figheight() + 0.19 * lines * math.ceil(len(labels) / columns))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
     return figure
 

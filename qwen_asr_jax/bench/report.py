@@ -10,8 +10,10 @@ docs/benchmarks/NAME/notes.md         remarks written by hand, if there are any;
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import pathlib
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from qwen_asr_jax.bench import entry, fields, plots, tables
 from qwen_asr_jax.bench.record import Record, read_records
@@ -51,23 +53,27 @@ def write_report(
     """Writes one entry of the log, and the log's index.
 
     Args:
-      records: results in any order; identical ones count once.
+      records: results in any order; identical ones count once, and points that failed not where they were measured later.
       output: the log's folder.
-      name: the entry's; `default_name` if not given.
+      name: the entry's, which is replaced; `default_name` if not given, and then nothing is lost of an entry of that name.
       baseline: name of an earlier entry, or a `.jsonl` file, to compare with.
       title: the entry's headline; its name if not given.
       problems: lines about what could not be read, for the entry's end.
 
     Raises:
-      UsageError: the name is not one of a folder, or there is no such baseline.
+      UsageError: the name is not one of a folder, there is no such baseline, or other records would be replaced.
       OutputError: something cannot be written.
       QwenASRError: there are no records.
     """
-    records = list({record.to_json(): record for record in records}.values())
-    if not records:
+    given = {record.to_json(): record for record in records}
+    if not given:
         raise QwenASRError("there is no record in these files; nothing was written")
+    records = _current(given.values())
     title = " ".join(title.split()) if title else None
-    name = _checked_name(default_name(records) if name is None else name)
+    if name is None:
+        name = _checked_name(default_name(records))
+        _check_nothing_lost(output / name, given)
+    name = _checked_name(name)
     earlier, remarks = (None, []) if baseline is None else _read_baseline(baseline, output, name)
     folder = writable_directory(output / name)
     replaced = (folder / PAGE).exists()
@@ -87,10 +93,47 @@ def write_report(
         write_bytes(folder / image, data)
     write_text(folder / PAGE, page.to_markdown())
     _remove(folder / image for image in plots.PLOTS if image not in (images or {}))
+    if len(records) < len(given):
+        remarks.append(f"failed records left out, as their points were measured later: {len(given) - len(records)}")
     remarks += write_index(output)
     if images is None:
         remarks.append(plots.HOW_TO_GET)
     return Written(folder, len(records), len(images or {}), replaced, tuple(remarks))
+
+
+def _current(records: Iterable[Record]) -> list[Record]:
+    """The records without failures of a sweep's point that has a valid result from the same machine since."""
+    records = list(records)
+    measured: dict[tuple[str, str], datetime.datetime] = {}
+    for record in records:
+        if (key := _point(record)) and fields.is_valid(record):
+            measured[key] = max(measured.get(key, fields.NO_DATE), fields.measured_at(record))
+    return [
+        record
+        for record in records
+        if record.error is None
+        or not (key := _point(record))
+        or key not in measured
+        or fields.measured_at(record) > measured[key]
+    ]
+
+
+def _point(record: Record) -> tuple[str, str] | None:
+    """The point of a sweep and the machine: on another one it may still fail."""
+    found = fields.mapping(record.sweep).get("id")
+    return (str(found), str(record.env.get("cpu"))) if found else None
+
+
+def _check_nothing_lost(folder: pathlib.Path, given: Mapping[str, Record]) -> None:
+    """Raises a `UsageError` where the folder holds an entry of other records."""
+    path = folder / RESULTS
+    if not path.exists():
+        return
+    there, problems = read_records([path])
+    kept = _current([*given.values(), *there])
+    if problems or any(record.to_json() not in given for record in kept):
+        replacing = f"replace it with --name={shlex.quote(folder.name)}"
+        raise UsageError(f"{folder}: this entry holds other records; choose another --name, or {replacing}")
 
 
 def default_name(records: Sequence[Record]) -> str:
@@ -123,9 +166,11 @@ def write_index(output: pathlib.Path) -> list[str]:
     table = tables.plain_table([cells for _, cells in lines], headers, left=headers)
     intro = "Written by `scripts/report.py`; each entry's `results.jsonl` can be the baseline of a later one."
     reading = (
-        "`best` is over the entry's clips: the highest RTFx (audio time / processing time), the fewest ms per decoded token."
+        "`best` is over the entry's clips: the highest RTFx (audio time / processing time), the fewest ms per decoded token;"
+        " what ended by itself goes before what was cut, and any clip before silence."
     )
-    write_text(output / PAGE, f"# Measurements\n\n{intro}\n{reading}\n\n{table}\n")
+    note = f"\n{tables.CUT_NOTE}\n" if tables.CUT in table else ""
+    write_text(output / PAGE, f"# Measurements\n\n{intro}\n{reading}\n\n{table}\n{note}")
     return remarks
 
 
@@ -140,8 +185,43 @@ def _index_line(folder: pathlib.Path, records: Sequence[Record]) -> list[str]:
         "" if title == folder.name else title,
         ", ".join(sorted({str(record.device) for record in valid})) or fields.DASH,
         ", ".join(models) or fields.DASH,
-        tables.headline(valid),
+        headline(valid),
     ]
+
+
+def headline(records: Sequence[Record]) -> str:
+    """The best figures per model and policy, `0.6b bf16: RTFx 9.10 (jfk.wav, 25 tokens), 45.2 ms/token`, joined by `<br>`.
+
+    What ended by itself goes before what the token budget ended, and any clip before silence, whatever is faster.
+    """
+    parts = []
+    for name, members in sorted(fields.group((r for r in records if r.model), fields.model_and_policy).items()):
+        full, batch = ([r for r in members if r.workload == workload] for workload in ("full", "batch"))
+        steps = [r for r in members if r.workload in ("full", "decode") and r.batch_size == 1]  # else a step is many tokens
+        figures = []
+        if best := _best(full, lambda r: fields.number(r.rtfx)):
+            figures.append(f"RTFx {fields.digits(best[1])} ({_work(best[0])})")
+        if best := _best(steps, lambda r: fields.figure(r, "ms_per_token"), sign=-1):
+            figures.append(f"{fields.digits(best[1])} ms/token")
+        if best := _best(batch, tables.throughput):
+            figures.append(f"{fields.digits(best[1])} audio s/s in batches ({_work(best[0])})")
+        if figures:
+            parts.append(f"{' '.join(name)}: {', '.join(figures)}")
+    return "<br>".join(parts) or fields.DASH
+
+
+def _best(records: Sequence[Record], value: Callable[[Record], float | None], sign: int = 1) -> tuple[Record, float] | None:
+    """The record with the highest value (the lowest with sign -1), and the value."""
+    known = [(r, x) for r in records if (x := value(r)) is not None]
+    return max(known, key=lambda k: (not fields.is_silence(k[0]), not fields.is_cut(k[0]), sign * k[1]), default=None)
+
+
+def _work(record: Record) -> str:
+    """What a headline's figure is of: the clip, and the tokens of its transcript."""
+    parts = [fields.audio_name(record)]
+    if (tokens := tables.tokens(record)) != fields.DASH:
+        parts.append(f"{tokens} tokens")
+    return ", ".join(parts) + f" {tables.CUT}" * fields.is_cut(record)
 
 
 def _checked_name(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from qwen_asr_jax.bench.fields import count, digits, figure_label, megabytes, percent
+from qwen_asr_jax.bench.fields import PHASES, count, digits, figure_label, megabytes, percent
 from qwen_asr_jax.bench.options import Listener
 from qwen_asr_jax.bench.record import Record
 from qwen_asr_jax.bench.summary import STATISTICS
@@ -45,10 +45,6 @@ def summary_table(summary: Mapping[str, Mapping[str, float]]) -> str:
     """Figures down, statistics across."""
     rows = [[label(name), *(digits(values[each]) for each in STATISTICS)] for name, values in summary.items()]
     return tabulate(rows, headers=["", *STATISTICS], disable_numparse=True, colalign=["left"] + ["right"] * len(STATISTICS))
-
-
-PHASES = ("process", "import", "backend", "weights", "compile", "first_token", "total", "decode_compile")
-"""Of a start, in their order; all up to `first_token` make the total, and the decoding loop is compiled behind it."""
 
 
 def start_line(index: int, runs: int, figures: Figures) -> str:

@@ -10,6 +10,8 @@ import tabulate
 
 from qwen_asr_jax.bench.fields import (
     DASH,
+    PHASES,
+    STAGES,
     Row,
     change,
     clip,
@@ -19,6 +21,8 @@ from qwen_asr_jax.bench.fields import (
     figure_label,
     floor_fraction,
     group,
+    identity,
+    is_cut,
     mapping,
     megabytes,
     model_and_policy,
@@ -33,11 +37,19 @@ from qwen_asr_jax.bench.record import Record
 DAGGER = "†"
 INVALID = "**INVALID**"
 
-STAGES = {"mel": "mel_ms", "encoder": "encode_ms", "prefill": "prefill_ms", "decode": "decode_ms"}
+CUT = "‡"
+"""Marks what ended at the token budget."""
 
-_PHASES = ("process", "import", "backend", "weights", "compile", "first_token", "total")
+CUT_NOTE = f"{CUT} cut at the token budget: RTFx is that of so many tokens, not of a whole transcript."
 
-_CONTEXT = ("ms_per_token", "min_ms_per_token", "max_ms_per_token", "gb_s")
+_PER_STEP = "With a `batch`, `ms/token` is per step, in which every row gets one token; `tokens/s` counts all rows."
+
+_STARTS = (
+    "Cold is a start with an empty compilation cache, warm one with the cache that this left behind; the weights' files are in"
+    " the system's cache in both."
+)
+
+_CONTEXT = ("ms_per_token", "min_ms_per_token", "max_ms_per_token", "tokens_per_s", "gb_s")
 
 _MEMORY = ("weights", "cache_bytes", "peak_rss_bytes", "peak_device_bytes")
 
@@ -73,7 +85,7 @@ def escape(text: str) -> str:
 
 def summary_table(rows: Sequence[Row]) -> str:
     """Workload `full`: whole transcriptions."""
-    return table(
+    text = table(
         rows,
         {
             "total ms": functools.partial(spread, name="total_ms"),
@@ -89,20 +101,21 @@ def summary_table(rows: Sequence[Row]) -> str:
             "CPU/wall": _median("cpu_per_wall"),
         },
     )
+    return _with_note(text, CUT_NOTE, any(is_cut(row.record) for row in rows))
 
 
 def stage_table(rows: Sequence[Row]) -> str:
     """Workload `full`: milliseconds per stage, and percent of the total."""
-    names = [*STAGES, "other"]
-    return table(rows, {"total ms": _median("total_ms")} | {name: functools.partial(_stage, name=name) for name in names})
+    stages = {label: functools.partial(_stage, name=name) for name, label in {**STAGES, "other": "other"}.items()}
+    return table(rows, {"total ms": _median("total_ms")} | stages)
 
 
 def stage_ms(record: Record, name: str) -> float | None:
-    """Median time of a stage; `other` is what the stages leave of the total."""
+    """Median time of one of `STAGES`; `other` is what the stages leave of the total."""
     if name != "other":
-        return figure(record, STAGES[name])
+        return figure(record, name)
     total = figure(record, "total_ms")
-    stages = [ms for key in STAGES.values() if (ms := figure(record, key)) is not None]
+    stages = [ms for key in STAGES if (ms := figure(record, key)) is not None]
     return None if total is None or not stages else max(0.0, total - sum(stages))
 
 
@@ -139,33 +152,38 @@ def prefill_table(rows: Sequence[Row]) -> str:
 
 def decode_table(rows: Sequence[Row]) -> str:
     """Workload `decode`: the speed of single steps."""
-    return table(
+    several = _has_batch(rows)
+    rate: dict[str, Cell] = {"tokens/s": _median("tokens_per_s")} if several else {}
+    text = table(
         rows,
         {
             "ms/token": functools.partial(spread, name="ms_per_token"),
+            **rate,
             "tokens": _tokens,
             "GB/s": lambda r: digits(number(r.gb_s)),
             "of floor": _floor,
             "CPU/wall": _median("cpu_per_wall"),
         },
     )
+    return _with_note(text, _PER_STEP, several)
 
 
 def context_table(rows: Sequence[Row]) -> str:
     """Workload `decode`: milliseconds per token as the context grows."""
     lines = []
+    several = _has_batch(rows)
     for row in rows:
         contexts = sorted_contexts(row.record)
         for at in contexts:
             growth = ratio(number(at.get("ms_per_token")), number(contexts[0].get("ms_per_token")))
-            ms, low, high, rate = (digits(number(at.get(key))) for key in _CONTEXT)
+            ms, low, high, per_s, rate = (digits(number(at.get(key))) for key in _CONTEXT)
             cells = [count(number(at["context_tokens"])), ms if DASH in (low, high) else f"{ms} ({low}-{high})"]
-            cells += [DASH if at is contexts[0] else change(growth), rate]
+            cells += [DASH if at is contexts[0] else change(growth), *[per_s] * several, rate]
             lines.append(
                 (row, [*cells, percent(number(at.get("floor_fraction"))), megabytes(number(at.get("cache_bytes")))])
             )
-    headers = ["context tokens", "ms/token", "against the first", "GB/s", "of floor", "cache MB"]
-    return wide_table(lines, headers) if lines else ""
+    headers = ["context tokens", "ms/token", "against the first", *["tokens/s"] * several, "GB/s", "of floor", "cache MB"]
+    return _with_note(wide_table(lines, headers), _PER_STEP, several) if lines else ""
 
 
 def sorted_contexts(record: Record) -> list[Mapping[str, float]]:
@@ -176,24 +194,32 @@ def sorted_contexts(record: Record) -> list[Mapping[str, float]]:
 
 def batch_table(rows: Sequence[Row]) -> str:
     """Workload `batch`."""
-    return table(
+    text = table(
         rows,
         {
             "batch": lambda r: count(number(r.batch_size)),
             "total ms": functools.partial(spread, name="total_ms"),
             "audio s/s": lambda r: digits(throughput(r)),
+            "tokens": _tokens,
             "tokens/s": _median("tokens_per_s"),
             "RTF": lambda r: digits(number(r.rtf)),
             "of floor": _floor,
             "CPU/wall": _median("cpu_per_wall"),
         },
     )
+    return _with_note(text, CUT_NOTE, any(is_cut(row.record) for row in rows))
 
 
 def throughput(record: Record) -> float | None:
     """Seconds of audio per second."""
     value = figure(record, "audio_s_per_s")
     return number(record.rtfx) if value is None else value
+
+
+def tokens(record: Record) -> str:
+    """How many there are: chosen ones, or those of the audio or the prompt."""
+    known = number(record.tokens)
+    return count(figure(record, "tokens") if known is None else known)
 
 
 def roofline_table(rows: Sequence[Row]) -> str:
@@ -219,12 +245,13 @@ def load_table(rows: Sequence[Row]) -> str:
                 cells += [megabytes(figure(row.record, name)) for name in names]
             lines.append((row, [phase.replace("_", " "), *cells]))
     headers = ["phase", "cold s", "warm s", "RSS after, cold MB", "warm MB"]
-    return wide_table(lines, headers + ["device after, cold MB", " warm MB"] * has_device, left=["phase"])
+    text = wide_table(lines, headers + ["device after, cold MB", " warm MB"] * has_device, left=["phase"])
+    return _with_note(text, _STARTS, bool(lines))
 
 
 def _phase_order(phase: str) -> int:
-    """What is no part of the total comes behind it, the process's peak last."""
-    return _PHASES.index(phase) if phase in _PHASES else len(_PHASES) + (phase == "peak")
+    """What is none of the phases comes behind them, the process's peak last."""
+    return PHASES.index(phase) if phase in PHASES else len(PHASES) + (phase == "peak")
 
 
 def memory_table(rows: Sequence[Row]) -> str:
@@ -267,21 +294,6 @@ def failed_table(rows: Sequence[Row]) -> str:
     if any(row.record.sweep for row in rows):
         columns["asked for"] = _overrides
     return table(rows, columns | {"error": lambda r: str(r.error)}, left=["workload", "asked for", "error"])
-
-
-def headline(records: Sequence[Record]) -> str:
-    """The best figures per model and policy, `0.6b bf16: RTFx 9.10, 45.2 ms/token`, joined by `<br>`."""
-    parts = []
-    for name, members in sorted(group((r for r in records if r.model), model_and_policy).items()):
-        rtfx = [x for r in members if r.workload == "full" and (x := number(r.rtfx)) is not None]
-        steps = [x for r in members if r.workload in ("full", "decode") and (x := figure(r, "ms_per_token")) is not None]
-        batch = [x for r in members if r.workload == "batch" and (x := throughput(r)) is not None]
-        figures = [f"RTFx {digits(max(rtfx))}"] if rtfx else []
-        figures += [f"{digits(min(steps))} ms/token"] if steps else []
-        figures += [f"{digits(max(batch))} audio s/s in batches"] if batch else []
-        if figures:
-            parts.append(f"{' '.join(name)}: {', '.join(figures)}")
-    return "<br>".join(parts) or DASH
 
 
 def spread(record: Record, name: str) -> str:
@@ -338,14 +350,15 @@ def _saved(records: Sequence[Record], fp32: Sequence[Record], name: str) -> str:
 
 
 def _same_work(record: Record) -> tuple[str, ...]:
-    return (
-        record.workload,
-        str(record.backend),
-        str(record.device),
-        str(record.threads),
-        str(record.batch_size),
-        clip(record),
-    )
+    return tuple(identity(record, without=("policy",)).values())
+
+
+def _has_batch(rows: Sequence[Row]) -> bool:
+    return any((number(row.record.batch_size) or 0) > 1 for row in rows)
+
+
+def _with_note(text: str, note: str, is_due: bool) -> str:
+    return f"{text}\n\n{note}" if is_due else text
 
 
 def _without_empty(body: Sequence[Sequence[str]], headers: Sequence[str], left: Sequence[str]) -> str:
@@ -365,8 +378,7 @@ def _stage(record: Record, name: str) -> str:
 
 
 def _tokens(record: Record) -> str:
-    tokens = number(record.tokens)
-    return count(figure(record, "tokens") if tokens is None else tokens)
+    return tokens(record) + (f" {CUT}" if is_cut(record) else "")
 
 
 def _prefill_per_token(record: Record) -> str:

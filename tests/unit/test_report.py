@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -13,84 +14,21 @@ import warnings
 
 import pytest
 
-from qwen_asr_jax.bench import fields, plots, tables
-from qwen_asr_jax.bench.baseline import compare
+from qwen_asr_jax.bench import fields, plots
 from qwen_asr_jax.bench.record import Record, read_records
 from qwen_asr_jax.bench.report import write_report
-from qwen_asr_jax.bench.summary import summarize
 from qwen_asr_jax.errors import OutputError, QwenASRError, UsageError
 from tests.bench_records import ENV, record
+from tests.report_pages import NAME, OLD, full, lines, section, write
 
 ROOT = pathlib.Path(__file__).parents[2]
-OLD = ENV | {"date": "2026-01-01T00:00:00+00:00", "commit": "ffffffffffff"}
 DRAW = plots.draw
-NAME = "2026-01-02-cpu-0123456"
 
 
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch):
     """Plots take time, so they are drawn only where a test is about them."""
     monkeypatch.setattr(plots, "draw", lambda rows: {})
-
-
-def full(scale: float = 1.0, runs: int = 3, **changes) -> Record:
-    """A transcription with all stages; its medians are `scale` times 1000, 10, 500, 200, 250 and 250 ms."""
-    factors = [scale * (1 + 0.01 * (i - runs // 2)) for i in range(runs)]
-    stages = {"total_ms": 1000, "mel_ms": 10, "encode_ms": 500, "prefill_ms": 200, "decode_ms": 250, "ttft_ms": 720}
-    measured = [{name: ms * factor for name, ms in stages.items()} | {"cpu_per_wall": 1.9} for factor in factors]
-    values = {"tokens": 25.0, "ms_per_token": 10 * scale, "rtf": scale / 11, "rtfx": 11 / scale, "floor_fraction": 0.625}
-    return with_runs(record(**(values | changes)), measured)
-
-
-def with_runs(base: Record, measured: list[dict[str, float]]) -> Record:
-    return dataclasses.replace(
-        base, runs=measured, summary={k: summarize([run[k] for run in measured]) for k in measured[0]}
-    )
-
-
-def write(output: pathlib.Path, *records: Record, **options) -> str:
-    """Writes an entry and returns its page."""
-    return (write_report(records, output, **options).folder / "README.md").read_text(encoding="utf-8")
-
-
-def section(page: str, heading: str) -> str:
-    """What is under a heading, up to the next of its level or above."""
-    level = heading.split()[0]
-    return re.split(rf"^#{{2,{len(level)}}} ", page.split(f"\n{heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
-
-
-def lines(text: str) -> list[dict[str, str]]:
-    """The lines of the first table in a text, by column."""
-    table = [line for line in text.splitlines() if line.startswith("|")]
-    header, _, *body = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table]
-    return [dict(zip(header, cells, strict=True)) for cells in body]
-
-
-@pytest.mark.parametrize(
-    "value, text",
-    [(None, "-"), (0.0, "0"), (1234.5, "1234"), (99.96, "100"), (9.996, "10.0"), (0.11, "0.110"), (0.00012, "0.000120")],
-)
-def test_three_digits(value, text):
-    assert fields.digits(value) == text
-
-
-def test_figures_of_a_transcription(tmp_path):
-    page = write(tmp_path, full())
-    (row,) = lines(section(page, "## Summary"))
-    assert row["model"] == "test-model"
-    assert row["clip"] == "clip.wav, 11.0 s"
-    assert row["total ms"] == "1000 (990-1010)"
-    assert (row["encode"], row["prefill"], row["decode"], row["TTFT ms"]) == ("500", "200", "250", "720")
-    assert (row["tokens"], row["ms/token"], row["RTF"], row["RTFx"]) == ("25", "10.0", "0.0909", "11.0")
-    assert (row["of floor"], row["CPU/wall"]) == ("62 %", "1.90")
-    (row,) = lines(section(page, "## Stage breakdown"))
-    assert [row[name] for name in ("mel", "encoder", "prefill", "decode", "other")] == [
-        "10.0 (1 %)",
-        "500 (50 %)",
-        "200 (20 %)",
-        "250 (25 %)",
-        "40.0 (4 %)",
-    ]
 
 
 def test_header_says_where_the_figures_come_from(tmp_path):
@@ -116,137 +54,6 @@ def test_environments_are_told_apart(tmp_path):
     assert "- **B**: Test CPU, 2 cores; backend cpu, 2 threads; python 3.12.1, jax 0.11.1" in page
     assert "with **uncommitted changes**" in page
     assert [row["env"] for row in lines(section(page, "## Summary"))] == ["A", "B"]
-
-
-def test_rows_differ_in_what_they_show():
-    rows = fields.make_rows([full(env=OLD | {"commit": ENV["commit"]}), full(), full(threads=4)])
-    assert [(row.threads, row.repeat) for row in rows] == [("2", "#1"), ("2", "#2"), ("4", "")]
-    assert fields.measured_at(rows[0].record) < fields.measured_at(rows[1].record)
-    sweep = {"name": "chunks", "id": "1", "point": {"config": "a.py", "policy": "bf16"}}
-    assert [row.point for row in fields.make_rows([full(sweep=sweep)])] == ["config=a.py"]
-    page = tables.summary_table(fields.make_rows([full()]))
-    assert not {"threads", "#", "env", "point", "backend", "batch"} & lines(page)[0].keys()
-
-
-def test_other_workloads(tmp_path):
-    runs = [{"total_ms": 300.0, "conv_stem_ms": 120.0, "transformer_ms": 176.0, "per_layer_ms": 9.77, "cpu_per_wall": 1.9}]
-    contexts = [{"context_tokens": 64, "ms_per_token": 50.0, "gb_s": 30.0}, {"context_tokens": 1024, "ms_per_token": 63.0}]
-    decode = [{"ms_per_token": ms, "total_ms": 32 * ms} for ms in (49.0, 50.0, 52.0)]
-    load = [
-        {"cold_import_s": 1.5, "warm_import_s": 1.4, "cold_import_rss_bytes": 2e8, "cold_total_s": 9.0, "warm_total_s": 3.0}
-    ]
-    roofline = record(workload="roofline", model=None, policy=None, audio=None)
-    page = write(
-        tmp_path,
-        with_runs(record(workload="encoder", tokens=143.0), runs),
-        with_runs(record(workload="prefill", tokens=150.0, gflop_s=151.0), runs),
-        with_runs(record(workload="decode", tokens=32.0, gb_s=30.0, contexts=contexts, floor_fraction=0.9), decode),
-        record(workload="batch", batch_size=8, rtfx=40.0),
-        with_runs(roofline, [{"read_gb_s": 31.0, "bf16_4096_gflop_s": 340.0, "loop_step_us": 1.25}]),
-        with_runs(record(workload="load"), load),
-    )
-    (encoder,), (prefill,), (batch,) = (lines(section(page, f"## {name}")) for name in ("Encoder", "Prefill", "Batches"))
-    assert [encoder[name] for name in ("conv stem ms", "transformer ms", "ms/layer", "audio tokens")] == [
-        "120",
-        "176",
-        "9.77",
-        "143",
-    ]
-    assert [prefill[name] for name in ("prompt tokens", "total ms", "ms/token", "GFLOP/s")] == ["150", "300", "2.00", "151"]
-    assert [batch[name] for name in ("batch", "audio s/s", "tokens/s")] == ["8", "40.0", "-"]
-    (row,) = lines(section(page, "## Decode"))
-    assert [row[name] for name in ("ms/token", "GB/s", "of floor")] == ["50.0 (49.0-52.0)", "30.0", "90 %"]
-    growth = [(row["context tokens"], row["against the first"]) for row in lines(section(page, "## Decode against context"))]
-    assert growth == [("64", "-"), ("1024", "+26 %")]
-    limits = {row["figure"]: (row["median"], row["unit"]) for row in lines(section(page, "## Roofline"))}
-    assert limits == {"read": ("31.0", "GB/s"), "bf16 4096": ("340", "GFLOP/s"), "loop step": ("1.25", "µs")}
-    phases = {row["phase"]: row for row in lines(section(page, "## Start-up"))}
-    assert [phases["import"][name] for name in ("cold s", "warm s", "RSS after, cold MB", "warm MB")] == [
-        "1.50",
-        "1.40",
-        "200",
-        "-",
-    ]
-    assert phases["total"]["warm s"] == "3.00"
-    assert "nan" not in page.lower()
-    assert "None" not in page
-
-
-def memory(weights: dict[str, int], cache: int, peak: int) -> dict:
-    return {"weights": weights, "cache_bytes": cache, "temp_bytes": {"encode": 5e7, "prefill": 8e7}, "peak_rss_bytes": peak}
-
-
-def test_memory_saved_against_fp32(tmp_path):
-    single = memory({"float32": 3_000_000_000}, 200_000_000, 4_000_000_000)
-    half = memory({"bfloat16": 1_490_000_000, "float32": 10_000_000}, 100_000_000, 2_400_000_000)
-    larger = memory(half["weights"], 900_000_000, 5_000_000_000)  # work that fp32 was not measured on
-    page = write(
-        tmp_path,
-        full(policy="fp32", memory=single),
-        full(memory=half),
-        record(workload="batch", batch_size=8, memory=larger),
-    )
-    bf16, fp32 = lines(section(page, "## Memory"))
-    assert (bf16["weights MB"], bf16["by dtype"]) == ("1500", "bfloat16 1490, float32 10.0")
-    assert (bf16["cache MB"], bf16["largest temp MB"], bf16["peak RSS MB"]) == ("900", "80.0 (prefill)", "5000")
-    assert (bf16["weights saved"], bf16["cache saved"], bf16["RSS saved"]) == ("50 %", "50 %", "40 %")
-    assert fp32["weights saved"] == "-"
-    assert "peak device MB" not in fp32
-
-
-def test_before_and_after(tmp_path):
-    gone, bare = record(workload="batch", batch_size=2), with_runs(record(workload="batch", batch_size=4), [{"tokens": 1.0}])
-    write(tmp_path, *(dataclasses.replace(r, env=OLD) for r in (full(), full(policy="fp32"), gone, bare)), name="first")
-    same, faster = full(1.001), full(0.75, policy="fp32", transcript={"sha256": "1"})
-    page = write(tmp_path, same, faster, full(policy="fp16"), bare, baseline="first")
-    part = section(page, "## Before and after")
-    assert "[first](../first/README.md)" in part
-    assert "commit ffffffffffff -> 0123456789ab" in part
-    bf16, fp32 = lines(section(page, "### full"))
-    assert (bf16["before"], bf16["after"], bf16["delta"], bf16["verdict"]) == ("1000", "1001", "+0.1 %", "noise")
-    assert (fp32["before"], fp32["after"], fp32["delta"]) == ("1000", "750", "-25.0 %")
-    assert (fp32["after/before"], fp32["verdict"], fp32["encode"], fp32["text"]) == ("0.750", "faster", "-25.0 %", "-")
-    assert "- Only in the baseline: 1 (batch 1)." in part
-    assert "- Without a counterpart in the baseline: 1 (full 1)." in part
-    assert "- Measured in both, but with no figure in common: 1 (batch 1)." in part
-    assert f"--name={NAME} --baseline=first" in page
-
-
-def test_more_per_second_is_faster_and_one_run_proves_nothing(tmp_path):
-    before, after = ([{"audio_s_per_s": value * i} for i in (1, 1.01)] for value in (20.0, 30.0))
-    batch = record(workload="batch", batch_size=2)
-    write(tmp_path, with_runs(batch, before), full(runs=1), name="first")
-    page = write(
-        tmp_path,
-        with_runs(batch, after),
-        full(0.5, runs=1),
-        name="second",
-        baseline=str(tmp_path / "first" / "results.jsonl"),
-    )
-    assert lines(section(page, "### batch"))[0]["verdict"] == "faster"
-    assert lines(section(page, "### full"))[0]["verdict"] == "single run"
-
-
-def test_counterparts():
-    renamed = {"name": "other-name", "fingerprint": "ab" * 32}
-    unknown = {"name": "test-model", "fingerprint": None}
-    other = {"name": "test-model", "fingerprint": "00" * 32}
-    for model, pairs in ((renamed, 1), (unknown, 1), (other, 0)):
-        assert len(compare([full()], [full(model=model)]).pairs) == pairs, model
-    for change in (
-        {"threads": 4},
-        {"policy": "fp16"},
-        {"device": "x"},
-        {"backend": "gpu"},
-        {"batch_size": 2},
-        {"audio": None},
-    ):
-        assert not compare([full()], [full(**change)]).pairs, change
-    failed = compare([full()], [full(error="out of memory")])
-    assert (failed.pairs, len(failed.gone)) == ([], 1)
-    repeated = compare([full(2.0, env=OLD), full(1.0)], [full(0.5)])
-    assert [before.ms_per_token for before, _ in repeated.pairs] == [10.0]
-    assert repeated.repeats == 1
 
 
 def test_what_is_not_known_is_marked(tmp_path):
@@ -294,6 +101,46 @@ def test_failed_points_stay(tmp_path):
     assert only.records == 1
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_failures_that_were_measured_later_are_left_out(tmp_path, order):
+    def point(name: str, **changes) -> Record:
+        return full(sweep={"name": "many", "id": name, "point": {}}, **changes)
+
+    elsewhere = ENV | {"cpu": "Larger CPU", "date": "2026-01-03T00:00:00+00:00"}
+    first, second = (
+        dataclasses.replace(point(name, env=env), runs=[], summary={}, error="no memory")
+        for name, env in (("retried", OLD), ("never", OLD))
+    )
+    broken = dataclasses.replace(point("fell ill"), env=ENV, runs=[], summary={}, error="no memory")
+    records = [first, second, broken, point("retried"), point("fell ill", env=OLD), point("never", env=elsewhere)]
+    written = write_report(records[::order], tmp_path, name="one")
+    kept, _ = read_records([written.folder / "results.jsonl"])
+    assert [r for r in records if r not in kept] == [first]
+    assert written.remarks == ("failed records left out, as their points were measured later: 1",)
+    page = (written.folder / "README.md").read_text()
+    assert len(lines(section(page, "## Failed"))) == 2
+    assert "## Not readable" not in page
+
+
+def test_an_entry_of_the_default_name_is_not_lost(tmp_path):
+    first, second = full(), full(policy="fp32")
+    write(tmp_path, first)
+    assert write_report([first, second], tmp_path).replaced  # nothing of it is lost
+    before = (tmp_path / NAME / "results.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=rf"{NAME}: this entry holds other records; .* --name={NAME}$"):
+        write_report([second], tmp_path)
+    assert (tmp_path / NAME / "results.jsonl").read_bytes() == before
+    assert write_report([second], tmp_path, name="another").folder.name == "another"
+    assert write_report([second], tmp_path, name=NAME).records == 1
+    sweep = {"name": "many", "id": "1", "point": {}}
+    failed = dataclasses.replace(full(sweep=sweep, policy="fp16", env=OLD), runs=[], summary={}, error="no memory")
+    write(tmp_path, second, failed, name=NAME)
+    write_report([second, full(sweep=sweep, policy="fp16")], tmp_path)  # a failure that is history by now
+    (tmp_path / NAME / "results.jsonl").write_text("of another version\n")
+    with pytest.raises(UsageError, match="other records"):
+        write_report([second], tmp_path)
+
+
 def test_records_are_kept_and_identical_ones_count_once(tmp_path):
     records = [full(env=OLD), full(), full()]
     written = write_report(records, tmp_path)
@@ -336,6 +183,74 @@ def test_plots(tmp_path, monkeypatch):
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "results.jsonl"]
 
 
+def plotted(draw, monkeypatch) -> dict[str, dict[str, list]]:
+    """The lines of each plot by label, as x and y; drawn lines without points are left out."""
+    found: dict[str, dict[str, list]] = {}
+    monkeypatch.setattr(
+        plots,
+        "_png",
+        lambda figure: found.setdefault(
+            figure.axes[0].get_title(),
+            {line.get_label(): list(map(list, line.get_data())) for line in figure.axes[0].lines if len(line.get_xdata())},
+        ),
+    )
+    draw()
+    return found
+
+
+def test_plots_do_not_mix_what_differs(monkeypatch):
+    pytest.importorskip("matplotlib")
+
+    def audio(name: str, seconds: float = 11.0) -> dict:
+        return {"name": name, "sha256": name, "seconds": seconds}
+
+    cut = {"finish_reason": "length"}
+    batches = [
+        record(workload="batch", batch_size=n, rtfx=rate * n, audio=audio(name + f" x{n}" * (n > 1)), transcript=transcript)
+        for n in (1, 2)
+        for name, rate, transcript in (("a.wav", 1.0, None), ("silence 5 s", 9.0, cut))
+    ]
+    clips = [full(rtfx=rate, audio=audio(name, s)) for name, s, rate in (("a", 5, 1), ("b", 5, 2), ("c", 9, 3))]
+    quiet = full(rtfx=8.0, audio=audio("silence 5 s", 5))
+    contexts = [[{"context_tokens": n, "ms_per_token": ms} for n in (64, 256)] for ms in (10.0, 30.0)]
+    steps = [record(workload="decode", batch_size=b, contexts=at) for b, at in zip((1, 8), contexts, strict=True)]
+    found = plotted(lambda: DRAW(fields.make_rows([*batches, *clips, quiet, *steps])), monkeypatch)
+    assert found[plots.PLOTS["batch.png"]] == {
+        "test-model bf16 a.wav": [[1, 2], [1, 2]],
+        "test-model bf16 silence 5 s ‡": [[1, 2], [9, 18]],
+    }
+    rtfx = found[plots.PLOTS["rtfx.png"]]
+    assert rtfx.pop("real time")
+    assert rtfx == {
+        "test-model bf16": [[9], [3]],
+        "test-model bf16 a": [[5], [1]],
+        "test-model bf16 b": [[5], [2]],
+        "test-model bf16 silence": [[5], [8]],
+    }
+    assert found[plots.PLOTS["decode-context.png"]] == {
+        "test-model bf16 batch 1": [[64, 256], [10, 10]],
+        "test-model bf16 batch 8": [[64, 256], [30, 30]],
+    }
+
+
+def test_long_labels_do_not_touch(monkeypatch):
+    pytest.importorskip("matplotlib")
+    sweep = {"name": "flags", "id": "1", "point": {"env": {"XLA_FLAGS": " ".join(["--xla_some_long_flag=true"] * 6)}}}
+    records = [full(), full(sweep=sweep), full(policy="fp32", sweep=sweep)]
+    apart = []
+
+    def look(figure):
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            boxes = sorted((label.get_window_extent() for label in axes.get_yticklabels()), key=lambda box: box.y0)
+            apart.extend(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(boxes))
+
+    monkeypatch.setattr(plots, "_png", look)
+    DRAW(fields.make_rows(records))
+    assert apart
+    assert all(apart)
+
+
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "draw", DRAW)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -367,7 +282,10 @@ def test_index_lists_entries_newest_first(tmp_path):
     new, old = lines((tmp_path / "README.md").read_text())
     assert new["entry"] == "[new](new/README.md)"
     assert (new["date"], new["device"], new["models"]) == ("2026-01-02", "Test CPU", "test-model")
-    assert new["best"] == "test-model bf16: RTFx 11.0, 10.0 ms/token<br>test-model fp32: RTFx 99.0, 10.0 ms/token"
+    assert new["best"] == (
+        "test-model bf16: RTFx 11.0 (clip.wav, 25 tokens), 10.0 ms/token"
+        "<br>test-model fp32: RTFx 99.0 (clip.wav, 25 tokens), 10.0 ms/token"
+    )
     assert (old["entry"], old["title"], old["date"]) == ("[z old](z%20old/README.md)", "How it began", "2026-01-01")
 
 

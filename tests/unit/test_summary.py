@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from qwen_asr_jax.bench.compare import LEAST_PAIRS, Comparison, check_gate, with_unit
+from qwen_asr_jax.bench import fields
+from qwen_asr_jax.bench.compare import LEAST_PAIRS, Comparison, check_gate
 from qwen_asr_jax.bench.summary import STATISTICS, is_noise, paired_ratio, summarize
 from qwen_asr_jax.errors import UsageError
 
@@ -122,7 +123,9 @@ def comparison(ratios, figure="total_ms") -> Comparison:
         ([0.88] * 6, "wall_s", "B faster by 12 %"),
         ([1.004] * 6, "ms_per_token", "B slower by 0.4 %"),
         ([2.5] * 6, "rtf", "B slower by 150 %"),
-        ([1.08] * 5, "total_ms", "no difference shown"),
+        ([1.08] * 5, "total_ms", "too few pairs (5) to say"),
+        ([1.0], "total_ms", "too few pairs (1) to say"),
+        ([1.0] * 6, "total_ms", "no difference shown"),
         ([0.99] + [1.08] * 5, "total_ms", "no difference shown"),
         *((([1.08] * 6), figure, "B higher by 8 %") for figure in ("rtfx", "audio_s_per_s", "read_gb_s", "bf16_gflop_s")),
         ([0.88] * 6, "gb_s", "B lower by 12 %"),
@@ -138,17 +141,30 @@ def test_the_verdict_in_words(ratios, figure, verdict):
     "figure, value, text",
     [
         ("total_ms", 12.3456, "12.35 ms"),
-        ("wall_s", 2.31, "2.31 s"),
+        ("wall_s", 2.31, "2.310 s"),
         ("read_gb_s", 103.0, "103 GB/s"),
         ("f32_gflop_s", 12345.6, "12346 GFLOP/s"),
-        ("audio_s_per_s", 20.0, "20 /s"),
-        ("ms_per_token", 8.0, "8 ms"),
-        ("peak_rss_bytes", 38_400_000, "38.4 MB"),
+        ("audio_s_per_s", 20.0, "20 audio s/s"),
+        ("tokens_per_s", 20.5, "20.50 tokens/s"),
+        ("ms_per_token", 8.0, "8 ms/token"),
+        ("gb_s", 30.25, "30.25 GB/s"),
+        ("loop_step_us", 0.00001234, "0.00001234 µs"),
+        ("peak_rss_bytes", 38_400_000, "38.40 MB"),
         ("tokens", 31, "31"),
     ],
 )
 def test_numbers_carry_the_unit_of_the_figure(figure, value, text):
-    assert with_unit(figure, value) == text
+    assert fields.with_unit(figure, value) == text
+
+
+def test_direction_and_time_of_a_figure():
+    rates = ("rtfx", "tokens_per_s", "audio_s_per_s", "read_gb_s", "gb_s", "f32_4096_gflop_s")
+    times = ("total_ms", "wall_s", "rtf", "ms_per_token", "loop_step_us", "cold_total_s")
+    neither = ("peak_rss_bytes", "cpu_s", "tokens", "cpu_per_wall")
+    assert [(fields.more_is_better(name), fields.is_time(name)) for name in rates] == [(True, False)] * len(rates)
+    assert [(fields.more_is_better(name), fields.is_time(name)) for name in times] == [(False, True)] * len(times)
+    assert not any(fields.more_is_better(name) or fields.is_time(name) for name in neither)
+    assert fields.figure_label("ttft_ms") == ("TTFT", "ms")
 
 
 @pytest.mark.parametrize(
