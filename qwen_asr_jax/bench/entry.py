@@ -82,7 +82,7 @@ class Entry:
             parts.append(_titled("Distance from the floor", self._image("floor.png")))
         parts.append(_titled("Memory", _memory(measured)))
         compiled = [row for row in measured if row.record.compile]
-        parts.append(_titled("Compilation", tables.compile_table(compiled) if compiled else ""))
+        parts.append(_titled("Compilation", _folded(tables.compile_table(compiled), compiled) if compiled else ""))
         if self.baseline is not None:
             comparison = compare(self.baseline.records, records)
             name = f"[{self.baseline.name}]({self.baseline.link})" if self.baseline.link else f"`{self.baseline.name}`"
@@ -167,6 +167,14 @@ def _without_folder(problem: str) -> str:
     """`FILE:LINE: why` without the file's folder."""
     place, separator, why = problem.partition(": ")
     return pathlib.PurePath(place).name + separator + why
+
+
+def _folded(table: str, rows: Sequence[fields.Row]) -> str:
+    """The table of compilations, a line per record and so a long one, behind its sum."""
+    programs = sum(int(fields.number(row.record.compile.get("count")) or 0) for row in rows)
+    inside = sum(fields.recompiles(row.record) for row in rows)
+    summary = f"{len(rows)} records: {programs} programs made ready, {inside} of them inside measured runs"
+    return f"<details><summary>{summary}</summary>\n\n{table}\n\n</details>"
 
 
 def _titled(heading: str, text: str) -> str:

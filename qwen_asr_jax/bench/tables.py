@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 import tabulate
@@ -50,6 +49,15 @@ _STARTS = (
 )
 
 _CONTEXT = ("ms_per_token", "min_ms_per_token", "max_ms_per_token", "tokens_per_s", "gb_s")
+
+_RESIDENT = {
+    "import_rss": "RSS MB: imported",
+    "weights_rss": "RSS MB: loaded",
+    "first_token_rss": "RSS MB: first token",
+    "peak_rss": "RSS MB: peak",
+    "peak_device": "device peak MB",
+}
+"""Figures of a start's memory, and their columns."""
 
 _MEMORY = ("weights", "cache_bytes", "peak_rss_bytes", "peak_device_bytes")
 
@@ -233,25 +241,19 @@ def roofline_table(rows: Sequence[Row]) -> str:
 
 
 def load_table(rows: Sequence[Row]) -> str:
-    """Workload `load`: seconds of each phase and the memory after it, with empty and with filled caches."""
-    lines = []
-    has_device = any(name.endswith("_device_bytes") for row in rows for name in row.record.summary)
+    """Workload `load`: seconds of each phase and the memory behind it, a line for cold starts and one for warm ones."""
+    body = []
     for row in rows:
-        found = [m[1] for name in row.record.summary if (m := re.fullmatch(r"(?:cold|warm)_(.+?)(?:_rss_bytes|_s)", name))]
-        for phase in sorted(dict.fromkeys(found), key=_phase_order):
-            cells = [digits(figure(row.record, f"{state}_{phase}_s")) for state in ("cold", "warm")]
-            for kind in ("rss", "device") if has_device else ("rss",):
-                names = [f"{state}_{phase}_{kind}_bytes" for state in ("cold", "warm")]
-                cells += [megabytes(figure(row.record, name)) for name in names]
-            lines.append((row, [phase.replace("_", " "), *cells]))
-    headers = ["phase", "cold s", "warm s", "RSS after, cold MB", "warm MB"]
-    text = wide_table(lines, headers + ["device after, cold MB", " warm MB"] * has_device, left=["phase"])
+        for start in ("cold", "warm"):
+            if any(name.startswith(f"{start}_") for name in row.record.summary):
+                seconds = [digits(figure(row.record, f"{start}_{phase}_s")) for phase in PHASES]
+                sizes = [megabytes(figure(row.record, f"{start}_{name}_bytes")) for name in _RESIDENT]
+                body.append((row, [start, *seconds, *sizes]))
+    headers = ["start", *(f"{phase.replace('_', ' ')} s" for phase in PHASES), *_RESIDENT.values()]
+    used = [i for i in range(len(headers)) if any(cells[i] != DASH for _, cells in body)]
+    lines = [(row, [cells[i] for i in used]) for row, cells in body]
+    text = wide_table(lines, [headers[i] for i in used], left=["start"])
     return _with_note(text, _STARTS, bool(lines))
-
-
-def _phase_order(phase: str) -> int:
-    """What is none of the phases comes behind them, the process's peak last."""
-    return PHASES.index(phase) if phase in PHASES else len(PHASES) + (phase == "peak")
 
 
 def memory_table(rows: Sequence[Row]) -> str:
