@@ -27,12 +27,16 @@ def with_unit(number_of_bytes: float | None) -> str:
     return megabytes(number_of_bytes) + (" MB" if number_of_bytes is not None else "")
 
 
+def _value(figure: str, value: float) -> str:
+    return count(value) if figure == "tokens" else digits(value)
+
+
 def run_line(index: int, runs: int, figures: Figures, main: str, audio_s: float | None) -> str:
     """One measured run in one line."""
     parts = [f"run {index}/{runs}"]
     first = [main] if main in figures else []
     rest = [name for name in figures if name not in (main, "cpu_per_wall", "read_gb_s")]
-    parts += [f"{label(name).removesuffix(', ms')} {digits(figures[name])}" for name in first + rest]
+    parts += [f"{label(name).removesuffix(', ms')} {_value(name, figures[name])}" for name in first + rest]
     if audio_s and "total_ms" in figures and "tokens" in figures:
         rtf = figures["total_ms"] / 1e3 / audio_s
         parts.append(f"RTF {digits(rtf)}  RTFx {digits(1 / rtf)}")
@@ -43,7 +47,7 @@ def run_line(index: int, runs: int, figures: Figures, main: str, audio_s: float 
 
 def summary_table(summary: Mapping[str, Mapping[str, float]]) -> str:
     """Figures down, statistics across."""
-    rows = [[label(name), *(digits(values[each]) for each in STATISTICS)] for name, values in summary.items()]
+    rows = [[label(name), *(_value(name, values[each]) for each in STATISTICS)] for name, values in summary.items()]
     return tabulate(rows, headers=["", *STATISTICS], disable_numparse=True, colalign=["left"] + ["right"] * len(STATISTICS))
 
 
