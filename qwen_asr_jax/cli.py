@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -111,7 +112,9 @@ def _parse(argv: Sequence[str]) -> Sequence[str]:
         reason = str(e.args[0]).splitlines()[0].strip("'\"")
         reason = f"the config has no field {reason!r}" if reason.isidentifier() else reason
     except Exception as e:  # a config file is Python: it can fail in every way
-        reason = f"{type(e).__name__}: " + " ".join(line.strip() for line in str(e).splitlines()[:4])
+        missing = re.search(r"No such file or directory: '([^']+)'", str(e))
+        said = " ".join(line.strip() for line in str(e).splitlines()[:4])
+        reason = f"--config={missing[1]}: no such file" if missing else f"{type(e).__name__}: {said}"
     warn(f"{reason} (see --help)")
     sys.exit(EXIT_USAGE)
 

@@ -48,7 +48,9 @@ flags.DEFINE_enum("workload", "full", [*WORKLOADS, *ALIASES], "What to measure; 
 flags.DEFINE_integer("runs", 5, "Measured runs.", lower_bound=1, short_name="n")
 flags.DEFINE_integer("warmup", 2, "Runs before them that are not counted.", lower_bound=1)
 flags.DEFINE_list("audio", [], "Audio files; each is measured for itself, but for the batch workload.", short_name="i")
-flags.DEFINE_float("silence_s", 5.0, "Seconds of silence to use without --audio.", lower_bound=0.01, short_name="s")
+flags.DEFINE_float(
+    "silence_s", 5.0, "Seconds of silence to use without --audio.", lower_bound=0.01, upper_bound=86400, short_name="s"
+)
 flags.DEFINE_integer("batch_size", 1, "Clips at once.", lower_bound=1)
 flags.DEFINE_integer(
     "decode_tokens", 0, "decode: steps (0: 32). full, batch: most tokens per clip (0: as transcribe.py).", lower_bound=0
@@ -98,6 +100,9 @@ def check_flags() -> None:
     from qwen_asr_jax.bench.record import IGNORED_FLAGS
 
     workload = ALIASES.get(FLAGS.workload, FLAGS.workload)
+    for name in ("output_json", "profile_dir"):
+        if FLAGS[name].value == "":
+            raise UsageError(f"--{name} is empty")
     for name in IGNORED_FLAGS.get(workload, ()):
         if FLAGS[name].present:
             raise UsageError(f"--{name} means nothing to --workload={workload}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import tqdm
 from absl import flags
@@ -20,6 +21,9 @@ from ml_collections import config_flags
 
 from qwen_asr_jax import cli
 from qwen_asr_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwen_asr_jax.bench.sweep import Sweep
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The sweep, e.g. configs/sweep_policies.py.")
 flags.DEFINE_string("output", "runs", "Folder for the results.", short_name="o")
@@ -35,22 +39,28 @@ def main(argv: Sequence[str]) -> int:
     if argv or FLAGS.config is None:
         raise UsageError("usage: sweep.py --config=configs/sweep_policies.py [--config.base.model_dir=DIR] [--output=runs/]")
 
-    from qwen_asr_jax.bench.record import check_appendable
-    from qwen_asr_jax.bench.sweep import Sweep, points_of
+    from qwen_asr_jax.bench.sweep import Sweep, alone, points_of
 
     name = FLAGS.name or pathlib.Path(config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]).stem
     path = pathlib.Path(FLAGS.output).expanduser() / f"{name}.jsonl"
-    sweep = Sweep(name, path, points_of(FLAGS.config), retry_failed=FLAGS.retry_failed)
-    for problem in sweep.problems:
-        cli.warn(problem)
-    left = sweep.remaining()
+    points = points_of(FLAGS.config)
     if FLAGS.list:
+        left = Sweep(name, path, points, retry_failed=FLAGS.retry_failed).remaining()
         print(*(f"{point.id}  {point}" for point in left), sep="\n")
         return cli.EXIT_OK
-    check_appendable(path)
+    with alone(path):
+        return run(Sweep(name, path, points, retry_failed=FLAGS.retry_failed))
+
+
+def run(sweep: Sweep) -> int:
+    """Measures what is left and returns the exit status."""
+    for problem in sweep.problems:
+        cli.warn(problem)
+    left, path = sweep.remaining(), sweep.path
     done = len(sweep.points) - len(left)
     if done:
-        cli.warn(f"{done} of {len(sweep.points)} points are in {path} already")
+        measured = ", ".join(sorted(sweep.commits))
+        cli.warn(f"{done} of {len(sweep.points)} points are in {path} already, measured at commit {measured}")
     failed = sweep.failed_before()
     with tqdm.tqdm(total=len(sweep.points), initial=done, unit="point", disable=not sys.stderr.isatty()) as bar:
         bar.set_description_str(str(left[0]) if left else "")

@@ -103,7 +103,10 @@ def check_gate(limit: float, rows: Sequence[Comparison]) -> tuple[list[str], lis
 def require_pairs(pairs: int) -> None:
     """Raises a `UsageError` where there are too few pairs for any limit to be exceeded."""
     if pairs < LEAST_PAIRS:
-        raise UsageError(f"--fail_above needs {LEAST_PAIRS} pairs or more, got {pairs}: fewer cannot show a difference")
+        raise UsageError(
+            f"--fail_above needs {LEAST_PAIRS} pairs or more, got {pairs}: fewer cannot show a difference"
+            f" (--pairs={LEAST_PAIRS}; for files, measure with bench.py --runs={LEAST_PAIRS} or more)"
+        )
 
 
 def main_figure(workloads: Collection[str], there: Collection[str]) -> str:

@@ -81,7 +81,9 @@ class Entry:
         if self.images is not None and "floor.png" in self.images:
             parts.append(_titled("Distance from the floor", self._image("floor.png")))
         parts.append(_titled("Memory", _memory(measured)))
-        compiled = [row for row in measured if row.record.compile]
+        compiled = [
+            row for row in measured if row.record.compile and row.record.workload != "load"
+        ]  # which has its own table
         parts.append(_titled("Compilation", _folded(tables.compile_table(compiled), compiled) if compiled else ""))
         if self.baseline is not None:
             comparison = compare(self.baseline.records, records)

@@ -91,7 +91,7 @@ def bench_load(
         memory={f"peak_{name}_bytes": value for name, value in peak.items()},
         compile={
             "count": int(summary["cold_programs"]["max"]),
-            "cached": int(summary["warm_from_cache"]["max"]),
+            "cached": int(summary["cold_from_cache"]["max"]),
             "seconds": summary["cold_compile_s"]["median"] + summary["cold_decode_compile_s"]["median"],
             "recompiles": len(measured.recompiled),
         },

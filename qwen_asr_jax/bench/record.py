@@ -71,7 +71,7 @@ class Record:
       floor_fraction: the fraction of the workload's main figure.
       roofline: the limits that the floors come from: `read_gb_s`, `f32_gflop_s`, `bf16_gflop_s`, `date`.
       contexts: decode speed over the context: `context_tokens`, `ms_per_token` (median, and
-        `min_` and `max_`), `tokens_per_s`, `gb_s`, `floor_fraction`, `cache_bytes` each.
+        `min_` and `max_`), `tokens_per_s`, `gb_s`, `floor_fraction`, `read_gb_s`, `cache_bytes` each.
       transcript: `sha256` of the text, `finish_reason` (of a batch, all that occur).
       memory: `weights` (bytes by dtype), `cache_bytes`, `temp_bytes` (by program), `peak_device_bytes` and
         `peak_rss_bytes` (of the process so far, loading included).

@@ -183,6 +183,7 @@ def _contexts(
                 "tokens_per_s": summary["tokens_per_s"]["median"],
                 "gb_s": cost.bytes / ms / 1e6,
                 "floor_fraction": now.floor(cost, model.engine.policy)[0] / ms,
+                "read_gb_s": now.read_gb_s,
                 "cache_bytes": plan.cache_bytes,
             }
         )

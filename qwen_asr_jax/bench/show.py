@@ -110,9 +110,8 @@ def result_lines(record: Record) -> Iterable[str]:
         yield "memory: " + memory_line(record.memory)
     if record.compile:
         c = record.compile
-        of_them = "of which warm starts read" if record.workload == "load" else "of them from the cache:"
         yield (
-            f"compiles: {c['count']} programs in {c['seconds']:.2f} s, {of_them} {c['cached']};"
+            f"compiles: {c['count']} programs in {c['seconds']:.2f} s, {c['cached']} of them from the cache;"
             f" {c['recompiles']} inside measured runs"
         )
     yield from (f"note: {note}" for note in record.notes)

@@ -6,7 +6,10 @@ interrupted sweep goes on where it stopped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -20,8 +23,8 @@ from typing import Any
 import ml_collections
 
 from qwen_asr_jax import processes
-from qwen_asr_jax.bench.environment import cpu_name, environment
-from qwen_asr_jax.bench.record import IGNORED_FLAGS, WORKLOADS, Record, append_records, read_records
+from qwen_asr_jax.bench.environment import cpu_name, environment, fingerprint
+from qwen_asr_jax.bench.record import IGNORED_FLAGS, WORKLOADS, Record, append_records, check_appendable, read_records
 from qwen_asr_jax.errors import OutputError, UsageError
 from qwen_asr_jax.files import scratch_directory
 from qwen_asr_jax.policy import DEFAULT_POLICY
@@ -76,8 +79,9 @@ class Point:
 
     @property
     def id(self) -> str:
-        """Short hash of flags and variables."""
-        return hashlib.sha256(json.dumps([self.flags, self.env], sort_keys=True).encode()).hexdigest()[:12]
+        """Short hash of flags, variables, and what clips and model hold: another file of the same name is another point."""
+        content = [_content(self.flags.get("model_dir", "")), *map(_content, self.flags.get("audio", "").split(","))]
+        return hashlib.sha256(json.dumps([self.flags, self.env, content], sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
         return " ".join(f"{name}={value}" for name, value in self.overrides.items())
@@ -106,9 +110,9 @@ def points_of(config: ml_collections.ConfigDict) -> list[Point]:
             raise UsageError(f"a sweep cannot set {', '.join(unknown)}; it can set {', '.join(FLAGS)} and env")
         if values["workload"] not in WORKLOADS:
             raise UsageError(f"unknown workload {values['workload']!r}: choose one of {', '.join(WORKLOADS)}")
-        for name in ("threads", "batch_size"):
-            if not isinstance(values[name], int):
-                raise UsageError(f"{name} of a point must be a whole number, got {values[name]!r}")
+        for name, least in {"threads": 0, "batch_size": 1, "runs": 1, "warmup": 1}.items():
+            if not isinstance(values[name], int) or values[name] < least:
+                raise UsageError(f"{name} of a point must be a whole number from {least} on, got {values[name]!r}")
         ignored = IGNORED_FLAGS.get(values["workload"], ())
         flags = {name: _flag(v) for name, v in values.items() if v != FLAGS[name] and name not in ignored}
         points.append(Point(overrides, flags, {name: str(value) for name, value in env.items()}))
@@ -120,8 +124,36 @@ def points_of(config: ml_collections.ConfigDict) -> list[Point]:
     return points
 
 
+@functools.cache
+def _content(path: str) -> str:
+    """Digest of a file or of a model's directory; "" for what is neither."""
+    if not path or not os.path.exists(path):
+        return ""
+    if os.path.isdir(path):
+        return fingerprint(pathlib.Path(path))
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def _flag(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+@contextlib.contextmanager
+def alone(path: pathlib.Path) -> Iterator[None]:
+    """Keeps other sweeps off a file of results: two at once would measure each other.
+
+    Raises:
+      UsageError: there is one.
+      OutputError: the file cannot be written.
+    """
+    check_appendable(path)
+    with open(path, "ab") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(f"{path}: another sweep is writing there; wait for it, or choose another --output") from None
+        yield
 
 
 class Sweep:
@@ -132,6 +164,7 @@ class Sweep:
       path: the file of results.
       points: all points.
       problems: lines of the file that are no records.
+      commits: of the code that measured what is there already.
     """
 
     def __init__(self, name: str, path: pathlib.Path, points: Sequence[Point], *, retry_failed: bool):
@@ -142,6 +175,7 @@ class Sweep:
         ids = {(r.sweep or {}).get("id"): r.error for r in records}  # the last one counts
         self._there = {i for i, error in ids.items() if not (retry_failed and error)}
         self._failed = {i for i, error in ids.items() if error}
+        self.commits = {str(r.env.get("commit")) for r in records}
 
     def remaining(self) -> list[Point]:
         """Points that are still to be measured."""

@@ -14,7 +14,7 @@ import time
 import pytest
 
 from qwen_asr_jax.bench.record import parse, read_records
-from qwen_asr_jax.bench.sweep import FLAGS, Point, Sweep, grid, points_of, sweep_config, without_folders
+from qwen_asr_jax.bench.sweep import FLAGS, Point, Sweep, _content, alone, grid, points_of, sweep_config, without_folders
 from qwen_asr_jax.errors import UsageError
 from tests.bench_records import record
 
@@ -137,6 +137,25 @@ def test_failed_points_say_what_was_asked_for(tmp_path, bench):
     assert (first.workload, first.policy, first.model) == ("decode", "fp16", {"name": "default"})
 
 
+def test_another_file_of_the_same_name_is_another_point(tmp_path, tiny_original):
+    clip = tmp_path / "clip.wav"
+    found = []
+    for content in (b"one", b"two", b"one"):
+        _content.cache_clear()
+        clip.write_bytes(content)
+        (point,) = points_of(sweep_config([{"audio": str(clip), "model_dir": str(tiny_original)}]))
+        found.append(point.id)
+    assert found[0] == found[2] != found[1]
+
+
+def test_one_sweep_per_file(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    with alone(path), pytest.raises(UsageError, match="another sweep is writing there"), alone(path):
+        pass
+    with alone(path):
+        assert path.exists()
+
+
 def test_flags_that_mean_nothing_to_a_workload_are_left_out():
     points = points_of(
         sweep_config([{"workload": "roofline"}, {"workload": "load"}, {"workload": "decode"}], decode_tokens=9)
@@ -176,6 +195,7 @@ def test_a_corrupt_line_is_reported_and_its_point_measured_again(tmp_path, bench
         (grid(policy=["bf16", "bf16"]), "'policy=bf16' is there 2 times"),
         ([{"env": "X=1"}], "env of a point must be a mapping"),
         ([{"batch_size": [1, 2]}], "batch_size of a point must be a whole number"),
+        ([{"runs": 0}], "runs of a point must be a whole number from 1 on, got 0"),
     ],
 )
 def test_sweeps_that_make_no_sense(points, reason):
