@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from qwen_asr_jax import cli
+from qwen_asr_jax.bench.record import IGNORED_FLAGS, WORKLOADS
 from qwen_asr_jax.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from qwen_asr_jax.bench.show import Terminal
 
 ALIASES = {"0": "full", "1": "encoder"}
-WORKLOADS = ["full", "encoder", "prefill", "decode", "batch", "roofline", "load"]
 
 cli.define_model_flags()
 flags.adopt_module_key_flags(cli)
@@ -97,8 +97,6 @@ def check_flags() -> None:
     Raises:
       UsageError: there is one.
     """
-    from qwen_asr_jax.bench.record import IGNORED_FLAGS
-
     workload = ALIASES.get(FLAGS.workload, FLAGS.workload)
     for name in ("output_json", "profile_dir"):
         if FLAGS[name].value == "":

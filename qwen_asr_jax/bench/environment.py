@@ -28,7 +28,12 @@ _CONFIGS = ("config.json", "generation_config.json")
 
 def environment(backend: str) -> dict[str, Any]:
     """The `env` of a record, dated now; see `Record`. What cannot be found out is None."""
-    return {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), **_fixed_environment(backend)}
+    return {"date": now(), **_fixed_environment(backend)}
+
+
+def now() -> str:
+    """Date and time in ISO format, UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 @functools.cache

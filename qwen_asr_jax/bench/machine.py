@@ -7,8 +7,9 @@ import pathlib
 
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench import memory, roofline, startup
+from qwen_asr_jax.bench.environment import now
 from qwen_asr_jax.bench.options import Listener, Options
-from qwen_asr_jax.bench.provenance import audio_identity, identity, provenance, today
+from qwen_asr_jax.bench.provenance import audio_identity, identity, provenance
 from qwen_asr_jax.bench.record import MAIN_FIGURE, Record
 from qwen_asr_jax.bench.timing import Figures, measure
 from qwen_asr_jax.checkpoint.load import abstract_model
@@ -32,7 +33,7 @@ def bench_roofline(options: Options, listener: Listener) -> Record:
     measure(run, runs=0, warmup=options.warmup)
     compiled = {"count": log.count, "cached": log.cached, "seconds": log.compile_s + log.cache_s}
     measured = measure(run, runs=options.runs, warmup=0, on_run=on_run)
-    limits = roofline.limits_of(measured.runs, today())
+    limits = roofline.limits_of(measured.runs, now())
     roofline.keep(limits)
     return Record(
         workload="roofline",

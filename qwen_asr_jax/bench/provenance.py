@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import os
 import pathlib
@@ -63,8 +62,3 @@ def audio_identity(clips: Sequence[Waveform]) -> dict[str, Any]:
         "sha256": digest,
         "seconds": sum(clip.duration_s for clip in clips),
     }
-
-
-def today() -> str:
-    """Date and time in ISO format, UTC."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -11,9 +11,10 @@ from typing import Any
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench import memory, roofline, workloads
 from qwen_asr_jax.bench.cost import Limits, bytes_by_dtype
+from qwen_asr_jax.bench.environment import now
 from qwen_asr_jax.bench.options import Listener, Options
 from qwen_asr_jax.bench.profile import profile_table
-from qwen_asr_jax.bench.provenance import audio_identity, identity, provenance, today
+from qwen_asr_jax.bench.provenance import audio_identity, identity, provenance
 from qwen_asr_jax.bench.record import MAIN_FIGURE, Record
 from qwen_asr_jax.bench.timing import Figures, Measured, measure
 from qwen_asr_jax.bench.workloads import Plan
@@ -140,7 +141,7 @@ def _limits(listener: Listener) -> Limits:
     if limits is None:
         listener.status("no roofline of this machine yet: measuring it, a few seconds")
         run = roofline.prepare()
-        limits = roofline.limits_of(measure(run, runs=2, warmup=1).runs, today())
+        limits = roofline.limits_of(measure(run, runs=2, warmup=1).runs, now())
         roofline.keep(limits)
     return limits
 
@@ -174,7 +175,7 @@ def _contexts(
         recompiled += measured.recompiled
         summary = measured.summary
         ms, cost = summary["ms_per_token"]["median"], plan.costs["ms_per_token"]
-        now = dataclasses.replace(limits, read_gb_s=summary["read_gb_s"]["median"])
+        beside = dataclasses.replace(limits, read_gb_s=summary["read_gb_s"]["median"])
         found.append(
             {
                 "context_tokens": round(workloads.mean_context(context, steps)),
@@ -182,8 +183,8 @@ def _contexts(
                 **{f"{each}_ms_per_token": summary["ms_per_token"][each] for each in ("min", "max")},
                 "tokens_per_s": summary["tokens_per_s"]["median"],
                 "gb_s": cost.bytes / ms / 1e6,
-                "floor_fraction": now.floor(cost, model.engine.policy)[0] / ms,
-                "read_gb_s": now.read_gb_s,
+                "floor_fraction": beside.floor(cost, model.engine.policy)[0] / ms,
+                "read_gb_s": beside.read_gb_s,
                 "cache_bytes": plan.cache_bytes,
             }
         )

@@ -181,7 +181,12 @@ def decode(model: QwenASR, clips: Sequence[Waveform], steps: int) -> Plan:
 
 def mean_context(context: int, steps: int) -> float:
     """Tokens that a step of `decode_at` reads on average: `context` to a half, or as few as so many steps allow."""
-    return max(0, context - (steps + 1) // 2) + (steps + 1) / 2
+    return _start(context, steps) + (steps + 1) / 2
+
+
+def _start(context: int, steps: int) -> int:
+    """Tokens in the cache before the first of so many steps around `context`."""
+    return max(0, context - (steps + 1) // 2)
 
 
 def decode_at(model: QwenASR, context: int, steps: int, rows: int) -> Plan | None:
@@ -190,7 +195,7 @@ def decode_at(model: QwenASR, context: int, steps: int, rows: int) -> Plan | Non
     Time does not depend on what is in the cache, so an empty state that claims to be long stands in for a long prompt.
     """
     engine, text = model.engine, model.engine.config.text
-    start = max(0, context - (steps + 1) // 2)
+    start = _start(context, steps)
     if start + steps + 1 > text.max_positions:
         return None
     engine.drop_spare()  # one cache at a time
