@@ -1,0 +1,10 @@
+#include <immintrin.h>
+
+#include "half.h"
+#include "kernels.h"
+
+#define QWEN_AVX2
+#define QWEN_ISA avx2
+#define QWEN_ISA_NAME "avx2"
+#include "vector.inc"
+#include "rows.inc"

@@ -1,0 +1,10 @@
+#include <immintrin.h>
+
+#include "half.h"
+#include "kernels.h"
+
+#define QWEN_AVX512
+#define QWEN_ISA avx512
+#define QWEN_ISA_NAME "avx512"
+#include "vector.inc"
+#include "rows.inc"

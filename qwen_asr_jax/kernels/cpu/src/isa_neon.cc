@@ -1,0 +1,10 @@
+#include <arm_neon.h>
+
+#include "half.h"
+#include "kernels.h"
+
+#define QWEN_NEON
+#define QWEN_ISA neon
+#define QWEN_ISA_NAME "neon"
+#include "vector.inc"
+#include "rows.inc"
