@@ -1,4 +1,4 @@
-// One decoder layer for one new token per row: norm, q|k|v, head norms, rotation, cache, attention, output, norm, gated MLP.
+// One decoder layer for the new tokens of every row: norm, q|k|v, head norms, rotation, cache, attention, output, norm, gated MLP.
 //
 // All of it in one call, because between calls the threads go to sleep: 28 layers of ten operations each would cost more than
 // a tenth of the time that reading the weights takes.
@@ -9,30 +9,26 @@
 #include <cstdint>
 
 #include "kernels.h"
+#include "product.h"
+#include "team.h"
 
 namespace qwen_asr {
-
-struct Matrix {
-  const void* values;
-  const float* scales;  // of int8 rows, else null
-  int64_t rows;
-  int64_t cols;
-};
 
 struct DecoderLayer {
   Type weights;
   Type cache;
   float eps;
   int64_t batch;      // rows B
+  int64_t time;       // new tokens per row T
   int64_t key_heads;  // K
   int64_t groups;     // query heads per key head
   int64_t head_dim;   // H
   int64_t slots;      // S
 
-  const float* x;        // [B, D]
-  const float* cos;      // [B, H / 2]
-  const float* sin;      // [B, H / 2]
-  const int32_t* start;  // [B], slot of the new token
+  const float* x;        // [B, T, D]
+  const float* cos;      // [B, T, H / 2]
+  const float* sin;      // [B, T, H / 2]
+  const int32_t* start;  // [B], slot of the first new token
   const float* input_norm;
   const float* post_norm;
   const float* q_norm;
@@ -40,41 +36,31 @@ struct DecoderLayer {
   Matrix q, k, v, o, gate, up, down;
   void* k_cache;  // [B * K, S, H], updated in place
   void* v_cache;
-  float* out;  // [B, D]
-};
+  float* out;  // [B, T, D]
 
-// Starts `task` on one of `helpers` other threads, or drops it.
-class Pool {
- public:
-  virtual ~Pool() = default;
-  virtual int Threads() const = 0;
-  virtual void Start(void (*task)(void*), void* data) = 0;
+  int64_t rows() const { return batch * time; }
+  int64_t width() const { return q.cols; }
+
+  // Cache bytes of one row's key head, from a slot on.
+  uint8_t* Slot(void* cache_values, int64_t b, int64_t head, int64_t slot) const {
+    const int64_t at = ((b * key_heads + head) * slots + slot) * head_dim;
+    return static_cast<uint8_t*>(cache_values) + at * static_cast<int64_t>(SizeOf(cache));
+  }
 };
 
 void RunDecoderLayer(const DecoderLayer& layer, Pool& pool);
 
-struct Head {
-  Type weights;
-  int64_t batch;
-  const float* x;  // [B, D], normed
-  Matrix matrix;   // [V, D]
-  int32_t* token;  // [B]
-  float* top;      // [B], the highest logit
-  float* log_sum;  // [B], log of the sum of exp(logits)
-};
+// The two ways of doing it: one token for each of at most kFewRows rows, or any number of tokens.
+void RunDecoderStep(const DecoderLayer& layer, Pool& pool);
+void RunDecoderBlock(const DecoderLayer& layer, Pool& pool);
 
-// The head's argmax (the first of equal ones; the first NaN, if there is one), without ever storing the logits.
-void RunHead(const Head& head, Pool& pool);
-
-struct Linear {
-  Type weights;
-  int64_t batch;
-  const float* x;  // [B, K]
-  Matrix matrix;   // [N, K]
-  float* out;      // [B, N]
-};
-
-void RunLinear(const Linear& linear, Pool& pool);
+// Norm and rotation of one query or key head, in place.
+inline void NormAndRotate(const Kernels& kernels, const DecoderLayer& l, const float* x, const float* norm, int64_t row,
+                          float* out) {
+  const int64_t half = l.head_dim / 2;
+  kernels.rms_norm(x, norm, l.head_dim, l.eps, out);
+  kernels.rotate(out, l.cos + row * half, l.sin + row * half, half);
+}
 
 }  // namespace qwen_asr
 

@@ -4,7 +4,11 @@
 #include <optional>
 #include <string>
 
+#include "conv.h"
 #include "decoder_layer.h"
+#include "encoder_layer.h"
+#include "linear.h"
+#include "team.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace qwen_asr {
@@ -58,7 +62,15 @@ ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, const F32& scales, Type type, 
   return ffi::Error::Success();
 }
 
-ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scales, ffi::ResultBuffer<ffi::F32> out) {
+// A vector of `size` values; an empty one stands for none.
+ffi::Error ToVector(const F32& buffer, int64_t size, const float*& out) {
+  if (buffer.element_count() != 0 && static_cast<int64_t>(buffer.element_count()) != size) return Wrong("a vector does not fit");
+  out = buffer.element_count() == 0 ? nullptr : buffer.typed_data();
+  return ffi::Error::Success();
+}
+
+ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scales, F32 bias,
+                   ffi::ResultBuffer<ffi::F32> out) {
   const auto type = TypeOf(weight.element_type());
   if (!type) return Wrong("no such weight type");
   Linear linear{};
@@ -66,7 +78,8 @@ ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 sc
   if (auto error = ToMatrix(weight, scales, *type, linear.matrix); error.failure()) return error;
   const auto shape = x.dimensions();
   if (shape.size() != 2 || shape[1] != linear.matrix.cols) return Wrong("operand and weights do not fit");
-  linear.batch = shape[0];
+  if (auto error = ToVector(bias, linear.matrix.rows, linear.bias); error.failure()) return error;
+  linear.rows = shape[0];
   linear.x = x.typed_data();
   linear.out = out->typed_data();
   XlaPool pool(threads);
@@ -120,24 +133,27 @@ ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 s
     if (auto error = ToMatrix(each.weight, each.scales, *weights, each.matrix); error.failure()) return error;
   }
   const auto shape = x.dimensions(), cached = k_cache.dimensions();
-  if (shape.size() != 2 || cached.size() != 3 || cached[0] % shape[0] != 0) return Wrong("x is [B, D], caches are [B * K, S, H]");
+  if (shape.size() != 3 || cached.size() != 3 || shape[0] < 1 || cached[0] % shape[0] != 0) {
+    return Wrong("x is [B, T, D], caches are [B * K, S, H]");
+  }
   layer.batch = shape[0];
+  layer.time = shape[1];
   layer.key_heads = cached[0] / shape[0];
   layer.slots = cached[1];
   layer.head_dim = cached[2];
   layer.groups = layer.q.rows / (layer.key_heads * layer.head_dim);
-  const int64_t kv = layer.key_heads * layer.head_dim, width = shape[1];
+  const int64_t kv = layer.key_heads * layer.head_dim, width = shape[2];
   const bool fits = layer.q.cols == width && layer.k.cols == width && layer.v.cols == width && layer.k.rows == kv &&
                     layer.v.rows == kv && layer.q.rows == layer.groups * kv && layer.o.cols == layer.q.rows &&
                     layer.o.rows == width && layer.gate.cols == width && layer.up.cols == width &&
                     layer.up.rows == layer.gate.rows && layer.down.cols == layer.gate.rows && layer.down.rows == width;
   if (!fits) return Wrong("the layer's matrices do not fit each other");
   if (static_cast<int64_t>(start.element_count()) != layer.batch ||
-      static_cast<int64_t>(cos.element_count()) != layer.batch * layer.head_dim / 2) {
+      static_cast<int64_t>(cos.element_count()) != layer.rows() * layer.head_dim / 2) {
     return Wrong("a start and a rotation are needed per row");
   }
   for (int64_t b = 0; b < layer.batch; ++b) {
-    if (start.typed_data()[b] < 0 || start.typed_data()[b] >= layer.slots) return Wrong("a row starts outside of its cache");
+    if (start.typed_data()[b] < 0 || start.typed_data()[b] + layer.time > layer.slots) return Wrong("a row starts outside of its cache");
   }
   layer.x = x.typed_data();
   layer.cos = cos.typed_data();
@@ -155,6 +171,93 @@ ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 s
   return ffi::Error::Success();
 }
 
+ffi::Error EncoderLayer_(ffi::ThreadPool threads, F32 x, S32 valid, F32 attention_norm, F32 attention_norm_bias, F32 mlp_norm,
+                         F32 mlp_norm_bias, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer out_proj,
+                         ffi::AnyBuffer fc1, ffi::AnyBuffer fc2, F32 q_scales, F32 k_scales, F32 v_scales, F32 out_scales,
+                         F32 fc1_scales, F32 fc2_scales, F32 q_bias, F32 k_bias, F32 v_bias, F32 out_bias, F32 fc1_bias,
+                         F32 fc2_bias, ffi::ResultBuffer<ffi::F32> out, int32_t heads, int32_t window, float eps, float limit) {
+  const auto weights = TypeOf(q.element_type());
+  if (!weights) return Wrong("no such weight type");
+  EncoderLayer layer{};
+  layer.weights = *weights;
+  layer.operands = *weights == Type::kI8 ? Type::kBF16 : *weights;
+  layer.eps = eps;
+  layer.limit = limit;
+  struct Given {
+    const ffi::AnyBuffer& weight;
+    const F32& scales;
+    const F32& bias;
+    Matrix& matrix;
+    const float*& vector;
+  };
+  const Given given[] = {
+      {q, q_scales, q_bias, layer.q, layer.q_bias},
+      {k, k_scales, k_bias, layer.k, layer.k_bias},
+      {v, v_scales, v_bias, layer.v, layer.v_bias},
+      {out_proj, out_scales, out_bias, layer.out_proj, layer.out_bias},
+      {fc1, fc1_scales, fc1_bias, layer.fc1, layer.fc1_bias},
+      {fc2, fc2_scales, fc2_bias, layer.fc2, layer.fc2_bias},
+  };
+  for (const Given& each : given) {
+    if (auto error = ToMatrix(each.weight, each.scales, *weights, each.matrix); error.failure()) return error;
+    if (auto error = ToVector(each.bias, each.matrix.rows, each.vector); error.failure()) return error;
+  }
+  const auto shape = x.dimensions(), windows = valid.dimensions();
+  if (shape.size() != 3 || windows.size() != 2 || windows[0] != shape[0]) return Wrong("x is [B, T, D], valid is [B, W]");
+  const int64_t width = shape[2];
+  const bool fits = layer.q.cols == width && layer.q.rows == width && layer.k.cols == width && layer.k.rows == width &&
+                    layer.v.cols == width && layer.v.rows == width && layer.out_proj.cols == width &&
+                    layer.out_proj.rows == width && layer.fc1.cols == width && layer.fc2.cols == layer.fc1.rows &&
+                    layer.fc2.rows == width && heads > 0 && width % heads == 0 && windows[1] * window >= shape[1];
+  if (!fits) return Wrong("the layer's matrices do not fit each other");
+  layer.batch = shape[0];
+  layer.time = shape[1];
+  layer.windows = windows[1];
+  layer.window = window;
+  layer.heads = heads;
+  layer.x = x.typed_data();
+  layer.valid = valid.typed_data();
+  layer.attention_norm = attention_norm.typed_data();
+  layer.attention_norm_bias = attention_norm_bias.typed_data();
+  layer.mlp_norm = mlp_norm.typed_data();
+  layer.mlp_norm_bias = mlp_norm_bias.typed_data();
+  layer.out = out->typed_data();
+  XlaPool pool(threads);
+  RunEncoderLayer(layer, pool);
+  return ffi::Error::Success();
+}
+
+ffi::Error Conv_(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weight, F32 bias, ffi::Result<ffi::AnyBuffer> out) {
+  const auto weights = TypeOf(weight.element_type()), input = TypeOf(x.element_type());
+  const auto shape = x.dimensions(), filter = weight.dimensions();
+  if (!weights || *weights == Type::kI8 || !input || (*input != Type::kF32 && *input != *weights) ||
+      TypeOf(out->element_type()) != weights) {
+    return Wrong("no such types of a convolution");
+  }
+  if (shape.size() != 4 || filter.size() != 4 || filter[0] != 3 || filter[1] != 3 || filter[2] != shape[3]) {
+    return Wrong("x is [n, time, freq, c_in], the filter is [3, 3, c_in, c_out]");
+  }
+  Conv conv{};
+  conv.weights = *weights;
+  conv.input = *input;
+  conv.images = shape[0];
+  conv.time = shape[1];
+  conv.freq = shape[2];
+  conv.c_in = shape[3];
+  conv.c_out = filter[3];
+  if (static_cast<int64_t>(bias.element_count()) != conv.c_out ||
+      static_cast<int64_t>(out->element_count()) != conv.rows() * conv.c_out) {
+    return Wrong("bias or result do not fit the convolution");
+  }
+  conv.x = x.untyped_data();
+  conv.weight = weight.untyped_data();
+  conv.bias = bias.typed_data();
+  conv.out = out->untyped_data();
+  XlaPool pool(threads);
+  RunConv(conv, pool);
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 }  // namespace qwen_asr
@@ -169,6 +272,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_linear, qwen_asr::Linear_,
                                   .Arg<qwen_asr::F32>()
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_head, qwen_asr::Head_,
@@ -180,6 +284,47 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_head, qwen_asr::Head_,
                                   .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_encoder_layer, qwen_asr::EncoderLayer_,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::S32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Attr<int32_t>("heads")
+                                  .Attr<int32_t>("window")
+                                  .Attr<float>("eps")
+                                  .Attr<float>("limit"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_conv_gelu, qwen_asr::Conv_,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Ret<xla::ffi::AnyBuffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_decoder_layer, qwen_asr::DecoderLayer_,
                               xla::ffi::Ffi::Bind()

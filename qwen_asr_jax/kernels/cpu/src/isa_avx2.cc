@@ -6,5 +6,10 @@
 #define QWEN_AVX2
 #define QWEN_ISA avx2
 #define QWEN_ISA_NAME "avx2"
-#include "vector.inc"
+#include "vector.inc"  // the order matters
+
 #include "rows.inc"
+
+#include "gemm.inc"
+
+#include "elementwise.inc"

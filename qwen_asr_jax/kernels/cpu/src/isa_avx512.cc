@@ -6,5 +6,10 @@
 #define QWEN_AVX512
 #define QWEN_ISA avx512
 #define QWEN_ISA_NAME "avx512"
-#include "vector.inc"
+#include "vector.inc"  // the order matters
+
 #include "rows.inc"
+
+#include "gemm.inc"
+
+#include "elementwise.inc"

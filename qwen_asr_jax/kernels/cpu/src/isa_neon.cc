@@ -6,5 +6,10 @@
 #define QWEN_NEON
 #define QWEN_ISA neon
 #define QWEN_ISA_NAME "neon"
-#include "vector.inc"
+#include "vector.inc"  // the order matters
+
 #include "rows.inc"
+
+#include "gemm.inc"
+
+#include "elementwise.inc"

@@ -3,5 +3,10 @@
 
 #define QWEN_ISA scalar
 #define QWEN_ISA_NAME "scalar"
-#include "vector.inc"
+#include "vector.inc"  // the order matters
+
 #include "rows.inc"
+
+#include "gemm.inc"
+
+#include "elementwise.inc"

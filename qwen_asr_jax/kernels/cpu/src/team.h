@@ -6,12 +6,11 @@
 #ifndef QWEN_ASR_JAX_KERNELS_CPU_TEAM_H_
 #define QWEN_ASR_JAX_KERNELS_CPU_TEAM_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <thread>
-#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -80,6 +79,36 @@ class Phase {
   std::unique_ptr<Counter[]> next_;
   Counter done_;
 };
+
+// Other threads that may help.
+class Pool {
+ public:
+  virtual ~Pool() = default;
+  virtual int Threads() const = 0;
+  // Runs `task(data)` on another thread, now or later.
+  virtual void Start(void (*task)(void*), void* data) = 0;
+};
+
+inline int ThreadsOf(const Pool& pool) { return std::clamp(pool.Threads(), 1, kMaxThreads); }
+
+// Runs `job->Work(thread)` on the calling thread and on those that the pool lends. The job lives until the last of them is
+// done with it; one that comes after the work is finished finds nothing to do.
+template <typename Job>
+void RunOnTeam(std::shared_ptr<Job> job, Pool& pool, int threads) {
+  struct Late {
+    std::shared_ptr<Job> job;
+    int thread;
+  };
+  for (int t = 1; t < threads; ++t) {
+    pool.Start(
+        [](void* data) {
+          std::unique_ptr<Late> late(static_cast<Late*>(data));
+          late->job->Work(late->thread);
+        },
+        new Late{job, t});
+  }
+  job->Work(0);
+}
 
 }  // namespace qwen_asr
 
