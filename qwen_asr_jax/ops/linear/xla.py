@@ -25,7 +25,7 @@ _BLOCK_BYTES = 2 << 20
 """Float32 size of one converted block: fits the second-level cache, and large enough that the loop costs nothing."""
 
 
-_FEW_ROWS = 8
+_FEW_ROWS = 48
 """Up to here int8 goes by blocks in float32; above, the bfloat16 product saves more than converting the matrix costs."""
 
 
