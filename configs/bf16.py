@@ -16,5 +16,7 @@ def get_config() -> ConfigDict:
             accum_dtype="float32",
             cache_dtype="bfloat16",
             logits_dtype="float32",
+            layer_dtype="bfloat16",
+            head_dtype="bfloat16",
         )
     )

@@ -16,5 +16,7 @@ def get_config() -> ConfigDict:
             accum_dtype="float32",
             cache_dtype="float16",
             logits_dtype="float32",
+            layer_dtype="float16",
+            head_dtype="float16",
         )
     )

@@ -16,5 +16,7 @@ def get_config() -> ConfigDict:
             accum_dtype="float32",
             cache_dtype="float32",
             logits_dtype="float32",
+            layer_dtype="float32",
+            head_dtype="float32",
         )
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qwen_asr_jax import processes
+from qwen_asr_jax import kernels, processes
 from qwen_asr_jax.errors import QwenASRError, UsageError
 from qwen_asr_jax.files import remove_partial
 from qwen_asr_jax.policy import DEFAULT_POLICY, PRESETS, Policy, get_policy
@@ -35,6 +36,8 @@ def define_model_flags() -> None:
         "config", None, "Run config, e.g. configs/bf16.py; single fields are set with --config.policy.cache_dtype=float32."
     )
     flags.DEFINE_enum("backend", "auto", list(BACKENDS), "Where to run; auto takes a GPU if JAX sees one.")
+    kinds = list(kernels.IMPLEMENTATIONS)
+    flags.DEFINE_enum("implementation", None, kinds, "What computes: xla, or cpu, the native kernels; by default auto.")
     flags.DEFINE_integer("threads", 0, "CPU threads; 0 for the physical cores.", lower_bound=0, short_name="t")
     flags.DEFINE_bool("verbose", False, "Print load, compile and stage times to stderr.")
 
@@ -54,11 +57,20 @@ def load_from_flags() -> Any:
     from qwen_asr_jax.pipelines.load import load_model
 
     policy, options = policy_from_flags()
-    return load_model(values.model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+    model = load_model(values.model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+    warn_of_missing_kernels(policy)
+    return model
+
+
+def warn_of_missing_kernels(policy: Policy) -> None:
+    """One line where a CPU host was to choose its kernels and has no native ones. JAX must have been configured."""
+    reason = kernels.missing() if policy.implementation == "auto" else None
+    if reason is not None:
+        warn(f"slower than need be, without native kernels: {reason} (install a C++17 compiler, then this package again)")
 
 
 def policy_from_flags() -> tuple[Policy, Any]:
-    """The policy and the `EngineOptions` that `--policy` or `--config` ask for.
+    """The policy and the `EngineOptions` that `--policy` or `--config`, and `--implementation`, ask for.
 
     Raises:
       UsageError: both are given, or a value is not allowed.
@@ -67,12 +79,16 @@ def policy_from_flags() -> tuple[Policy, Any]:
 
     values = flags.FLAGS
     if values.config is None:
-        return get_policy(values.policy or DEFAULT_POLICY), EngineOptions()
-    if values.policy is not None:
+        policy, options = get_policy(values.policy or DEFAULT_POLICY), EngineOptions()
+    elif values.policy is not None:
         raise UsageError("--policy and --config exclude each other: a config holds a policy")
-    if "policy" not in values.config:
+    elif "policy" not in values.config:
         raise UsageError("the config has no field 'policy': it is no run config; configs/bf16.py is one")
-    return from_run_config(values.config)
+    else:
+        policy, options = from_run_config(values.config)
+    if values.implementation is not None:
+        policy = dataclasses.replace(policy, implementation=values.implementation)
+    return policy, options
 
 
 def warn(message: str) -> None:

@@ -1,13 +1,21 @@
-"""Dtype policies: which number format each kind of array has. Every dtype in the package comes from here.
+"""Policies: which number format each kind of array has, and which kernels compute with them.
 
-| field           | governs                                                                                     |
-|-----------------|---------------------------------------------------------------------------------------------|
-| `param_dtype`   | stored matrices: linear, convolution and embedding weights                                  |
-| `compute_dtype` | operands of matrix products and convolutions                                                |
-| `accum_dtype`   | their sums, and all that is done element by element: residual stream, norms, rotary tables, |
-|                 | softmax, activations; also the stored vectors (norm weights and biases)                     |
-| `cache_dtype`   | the KV cache                                                                                |
-| `logits_dtype`  | the head's output, on which the argmax is taken                                             |
+Every dtype in the package comes from here.
+
+| field            | governs                                                                                    |
+|------------------|--------------------------------------------------------------------------------------------|
+| `param_dtype`    | stored matrices that the two fields below do not name: convolutions                        |
+| `compute_dtype`  | operands of matrix products and convolutions                                               |
+| `accum_dtype`    | their sums, and all that is done element by element: residual stream, norms, rotary        |
+|                  | tables, softmax, activations; also the stored vectors (norm weights, biases, scales)       |
+| `cache_dtype`    | the KV cache                                                                               |
+| `logits_dtype`   | the head's output, on which the argmax is taken                                            |
+| `layer_dtype`    | matrices of all linear layers, of encoder and decoder: `param_dtype`, or int8              |
+| `head_dtype`     | embedding table and head: `param_dtype`, or int8                                           |
+| `implementation` | no dtype: which kernels compute, `auto`, `xla` or `cpu`; see `qwen_asr_jax.kernels.choose` |
+
+int8 matrices have one scale per output row (`qwen_asr_jax.ops.quantize`), and are multiplied in the compute dtype, which holds
+all of int8 exactly.
 
 The residual stream stays in float32 under every preset. That costs nothing where weights dominate the traffic, and it is
 what keeps fp16 from overflowing through the decoder's layers. The one further guard fp16 needs, saturating casts, is in
@@ -27,17 +35,20 @@ _DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.int8),
 }
+_FLOATS = ("float32", "float16", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """One dtype per kind of array, by name (`float32`, `bfloat16` or `float16`).
+    """One dtype per kind of array, by name (`float32`, `bfloat16` or `float16`; some `int8`), and the kernels' name.
 
     Raises:
-      UsageError: a name is unknown; `accum_dtype` or `logits_dtype` is not float32 (half-precision sums are not supported:
-        28 layers of them give wrong tokens); or weights would have to be converted to a narrower or another half-precision
-        dtype for every product (`compute_dtype` must be that of the weights, or float32).
+      UsageError: a name is unknown; `layer_dtype` or `head_dtype` is neither that of the other weights nor int8; `accum_dtype`
+        or `logits_dtype` is not float32 (half-precision sums are not supported: 28 layers of them give wrong tokens); or
+        weights would have to be converted to a narrower or another half-precision dtype for every product (`compute_dtype`
+        must be that of the weights, or float32). The kernels' name is looked at where they are chosen.
     """
 
     name: str
@@ -46,12 +57,21 @@ class Policy:
     accum_dtype: str
     cache_dtype: str
     logits_dtype: str
+    layer_dtype: str
+    head_dtype: str
+    implementation: str = "auto"
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self)[1:]:
-            value = getattr(self, field.name)
-            if value not in _DTYPES:
-                raise UsageError(f"policy {self.name}: {field.name}={value!r} is not one of {', '.join(_DTYPES)}")
+        for field in ("param_dtype", "compute_dtype", "accum_dtype", "cache_dtype", "logits_dtype"):
+            value = getattr(self, field)
+            if value not in _FLOATS:
+                raise UsageError(f"policy {self.name}: {field}={value!r} is not one of {', '.join(_FLOATS)}")
+        for field in ("layer_dtype", "head_dtype"):
+            value = getattr(self, field)
+            if value not in (self.param_dtype, "int8"):
+                raise UsageError(
+                    f"policy {self.name}: {field} must be int8 or that of the other weights ({self.param_dtype}), got {value}"
+                )
         if self.compute_dtype not in (self.param_dtype, "float32"):
             raise UsageError(
                 f"policy {self.name}: compute_dtype must be float32 or that of the weights ({self.param_dtype}), got"
@@ -63,8 +83,18 @@ class Policy:
 
     @property
     def param(self) -> np.dtype:
-        """Dtype of stored matrices."""
+        """Dtype of stored matrices that are of no linear layer, embedding or head."""
         return _DTYPES[self.param_dtype]
+
+    @property
+    def layer(self) -> np.dtype:
+        """Dtype of the linear layers' matrices."""
+        return _DTYPES[self.layer_dtype]
+
+    @property
+    def head(self) -> np.dtype:
+        """Dtype of embedding table and head."""
+        return _DTYPES[self.head_dtype]
 
     @property
     def compute(self) -> np.dtype:
@@ -86,8 +116,21 @@ class Policy:
         """Dtype of the logits."""
         return _DTYPES[self.logits_dtype]
 
+    @property
+    def is_preset(self) -> bool:
+        """Whether the dtypes are those of the preset of this name, whatever the kernels."""
+        preset = PRESETS.get(self.name)
+        return preset is not None and dataclasses.replace(self, implementation=preset.implementation) == preset
 
-def _half(name: str, dtype: str) -> Policy:
+    def dtypes(self) -> dict[str, str]:
+        """Name and dtypes by field: all but the kernels."""
+        values = dataclasses.asdict(self)
+        del values["implementation"]
+        return values
+
+
+def _uniform(name: str, dtype: str, *, layers: str | None = None, head: str | None = None) -> Policy:
+    """Everything but the sums in one dtype, or the layers' or the head's matrices in another."""
     return Policy(
         name=name,
         param_dtype=dtype,
@@ -95,13 +138,17 @@ def _half(name: str, dtype: str) -> Policy:
         accum_dtype="float32",
         cache_dtype=dtype,
         logits_dtype="float32",
+        layer_dtype=layers or dtype,
+        head_dtype=head or dtype,
     )
 
 
 PRESETS: dict[str, Policy] = {
-    "fp32": Policy("fp32", "float32", "float32", "float32", "float32", "float32"),
-    "bf16": _half("bf16", "bfloat16"),
-    "fp16": _half("fp16", "float16"),
+    "fp32": _uniform("fp32", "float32"),
+    "bf16": _uniform("bf16", "bfloat16"),
+    "fp16": _uniform("fp16", "float16"),
+    "int8": _uniform("int8", "bfloat16", layers="int8"),
+    "int8_all": _uniform("int8_all", "bfloat16", layers="int8", head="int8"),
 }
 
 

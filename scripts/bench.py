@@ -125,11 +125,13 @@ def measure(terminal: Terminal) -> Iterator[Record]:
         cli.warn(notice)
     if workload == "load":
         runtime.configure(FLAGS.backend, FLAGS.threads)
+        cli.warn_of_missing_kernels(policy)
         for clips in batches:
             yield machine.bench_load(model_dir, policy, engine, FLAGS.backend, clips[0], options, terminal)
         return
     terminal.status(f"loading {model_dir}")
     model = load_model(model_dir, policy, backend=FLAGS.backend, threads=FLAGS.threads, options=engine)
+    cli.warn_of_missing_kernels(policy)
     for clips in batches:
         print(provenance.headline(model, workload, clips), flush=True)
         yield runner.bench_model(model, model_dir, workload, clips, options, terminal, engine)

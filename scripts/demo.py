@@ -33,12 +33,14 @@ def main(argv: Sequence[str]) -> int:
 
     from qwen_asr_jax.checkpoint.random_checkpoint import write_random_checkpoint
     from qwen_asr_jax.pipelines.load import load_model
+    from qwen_asr_jax.policy import DEFAULT_POLICY, get_policy
 
     model_dir = pathlib.Path(FLAGS.model_dir)
     if not model_dir.exists():
         print(f"making a tiny random checkpoint in {model_dir} ...")
         write_random_checkpoint(model_dir, "tiny")
     model = load_model(model_dir)
+    cli.warn_of_missing_kernels(get_policy(DEFAULT_POLICY))
     assets = importlib.resources.files("qwen_asr_jax") / "assets"
     with importlib.resources.as_file(assets / "fox.flac") as clip:
         first = model.transcribe(clip, max_new_tokens=32)

@@ -25,8 +25,11 @@ SCHEMA = 1
 LEAST_PAIRS = 6
 """The fewest pairs whose interval can cover the median with 95 %: 1 - 2 / 2**6 = 0.97, and 0.94 with five."""
 
-ACROSS = ("policy", "threads", "model", "batch_size", "audio", "device", "backend", "engine")
+ACROSS = ("policy", "implementation", "threads", "model", "batch_size", "audio", "device", "backend", "engine")
 """Fields that records may differ in and still be compared, if asked for."""
+
+
+_SAID_IF_SEVERAL = ("device", "implementation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +170,8 @@ def compare_sets(
     common = [key for key in groups_a if key in groups_b]
     if not common:
         raise UsageError(_nothing_alike(groups_a, groups_b))
-    one_device = len({fields.identity(groups_a[key][0])["device"] for key in common}) == 1
-    without = (*across, "device") if one_device else across
+    alike = [name for name in _SAID_IF_SEVERAL if len({dict(_key(groups_a[key][0]))[name] for key in common}) == 1]
+    without = (*across, *alike)
     rows, problems, missing, measured = [], [], [], 0
     for key, side in groups_a.items():
         what = _describe(side[0], without)
@@ -224,6 +227,7 @@ def _describe(record: Record, without: Collection[str]) -> str:
     words = {
         "model": record.model and fields.model_name(record),
         "policy": record.policy,
+        "implementation": fields.implementation(record),
         "backend": record.backend,
         "device": record.device,
         "threads": record.threads and f"{record.threads} threads",

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from qwen_asr_jax.audio.frames import num_audio_tokens
+from qwen_asr_jax.checkpoint.key_map import SCALE, leaves
 from qwen_asr_jax.config import AudioConfig, ModelConfig, TextConfig
 from qwen_asr_jax.engine.state import cache_bytes
 from qwen_asr_jax.policy import Policy
@@ -47,7 +48,8 @@ class Limits:
     def floor(self, cost: Cost, policy: Policy) -> tuple[float, str]:
         """Milliseconds that the work takes at least, and whether `bytes` or `flops` decide.
 
-        Half precision is held against the bfloat16 rate, also where a backend has to compute float16 in float32.
+        Half precision is held against the bfloat16 rate, also where a backend has to compute float16 in float32. So is int8,
+        which is multiplied in the compute dtype: it saves bytes, not operations.
         """
         rate = self.f32_gflop_s if policy.compute_dtype == "float32" else self.bf16_gflop_s
         by_bytes, by_flops = cost.bytes / self.read_gb_s / 1e6, cost.flops / rate / 1e6
@@ -68,8 +70,8 @@ def bytes_by_dtype(params: Params) -> dict[str, int]:
 
 
 def num_parameters(params: Params) -> int:
-    """Values of all arrays of a tree."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+    """Values of all arrays of a tree; the scales of int8 matrices are none of the model's."""
+    return sum(leaf.size for path, leaf in leaves(params) if path[-1] != SCALE)
 
 
 def encoder_cost(config: AudioConfig, params: Params, frames: int) -> Cost:

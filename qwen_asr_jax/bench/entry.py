@@ -253,11 +253,10 @@ def _memory(rows: Sequence[fields.Row]) -> str:
 def _remarks(rows: Sequence[fields.Row]) -> str:
     """The records' notes, each with what it belongs to."""
     owners: dict[str, dict[str, None]] = {}
+    key = fields.model_and_policy([row.record for row in rows])
     for row in rows:
         for note in row.record.notes:
-            name = (
-                (row.record.workload, *fields.model_and_policy(row.record)) if row.record.model else (row.record.workload,)
-            )
+            name = (row.record.workload, *key(row.record)) if row.record.model else (row.record.workload,)
             owners.setdefault(_one_line(str(note)), {})[" ".join(name)] = None
     return "\n".join(f"- {note} ({', '.join(names)})" for note, names in owners.items())
 

@@ -60,6 +60,7 @@ _SAID_ELSEWHERE = {
     "model_dir",
     "policy",
     "config",
+    "implementation",
     "backend",
     "device",
     "threads",
@@ -75,6 +76,7 @@ class Row:
 
     Attributes:
       record: the result.
+      implementation: the kernels that computed.
       environment: letter of the environment it was measured in.
       backend: `cpu` or `gpu`.
       threads: size of the thread pool.
@@ -83,6 +85,7 @@ class Row:
     """
 
     record: Record
+    implementation: str = ""
     environment: str = ""
     backend: str = ""
     threads: str = ""
@@ -96,6 +99,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
     measured = [r for r in records if r.error is None]  # one that failed may not know where it ran
     letters = environment_letters(measured)
     backends, threads = ({str(getattr(r, name)) for r in measured} for name in ("backend", "threads"))
+    kernels = {implementation(r) for r in measured if r.model}
     lengths = {workload: {_decode_tokens(r) for r in measured if r.workload == workload} for workload in WORKLOADS}
     counts = collections.Counter(map(_repeated, records))
     seen: collections.Counter[tuple[str, ...]] = collections.Counter()
@@ -108,6 +112,7 @@ def make_rows(records: Sequence[Record]) -> list[Row]:
         rows.append(
             Row(
                 record,
+                implementation=implementation(record) if len(kernels) > 1 else "",
                 environment=letters.get(environment_key(record), "") if len(letters) > 1 else "",
                 backend=str(record.backend) if len(backends) > 1 else "",
                 threads=count(number(record.threads)) if len(threads) > 1 and record.threads is not None else "",
@@ -128,11 +133,14 @@ def identity(record: Record, without: Collection[str] = ()) -> dict[str, str]:
       without: fields that may differ.
     """
     model, audio = mapping(record.model), mapping(record.audio)
-    dtypes = mapping(record.settings.get("policy"))
+    dtypes = dict(mapping(record.settings.get("policy")))
+    if "param_dtype" in dtypes:  # records from before int8 do not say the other two
+        dtypes = dict.fromkeys(("layer_dtype", "head_dtype"), dtypes["param_dtype"]) | dtypes
     values = {
         "workload": record.workload,
         "model": model.get("fingerprint") or model_name(record),
         "policy": [record.policy, *sorted(dtypes.items())] if dtypes else record.policy,
+        "implementation": implementation(record),
         **{name: getattr(record, name) for name in ("backend", "device", "threads", "batch_size")},
         "audio": audio.get("sha256") or audio_name(record),
         "decode_tokens": record.settings.get("decode_tokens"),
@@ -223,6 +231,13 @@ def audio_seconds(record: Record) -> float | None:
     return number(mapping(record.audio).get("seconds"))
 
 
+def implementation(record: Record) -> str:
+    """The kernels that computed; `""` for what ran no model, and for a point that failed before it was known."""
+    if record.implementation:
+        return str(record.implementation)
+    return "xla" if record.model and record.error is None else ""  # records from before there were others
+
+
 def model_name(record: Record) -> str:
     """The model's name without a path; a dash for what ran no model."""
     return _last_part(mapping(record.model).get("name"))
@@ -311,9 +326,14 @@ def group(records: Iterable[Record], key: Callable[[Record], tuple[str, ...]]) -
     return groups
 
 
-def model_and_policy(record: Record) -> tuple[str, ...]:
-    """Model and policy by name."""
-    return model_name(record), str(record.policy or DASH)
+def model_and_policy(records: Iterable[Record]) -> Callable[[Record], tuple[str, ...]]:
+    """A function to group the records by: model and policy by name, and the kernels, where there are several among them."""
+    several = len({implementation(r) for r in records if r.model}) > 1
+
+    def key(record: Record) -> tuple[str, ...]:
+        return (model_name(record), str(record.policy or DASH), *[implementation(record) or DASH] * several)
+
+    return key
 
 
 def _last_part(name: Any) -> str:
@@ -338,5 +358,6 @@ def _reading_order(record: Record) -> tuple[Any, ...]:
         seconds,
         "" if batch else audio_name(record),
         str(record.policy),
+        implementation(record),
     )
     return (*order, number(record.threads) or 0, number(record.batch_size) or 0, measured_at(record))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench import memory, roofline, startup
 from qwen_asr_jax.bench.environment import now
 from qwen_asr_jax.bench.options import Listener, Options
-from qwen_asr_jax.bench.provenance import audio_identity, identity, provenance
+from qwen_asr_jax.bench.provenance import audio_identity, identity, kernel_notes, provenance
 from qwen_asr_jax.bench.record import MAIN_FIGURE, Record
 from qwen_asr_jax.bench.timing import Figures, measure
 from qwen_asr_jax.checkpoint.load import abstract_model
 from qwen_asr_jax.config import read_config
 from qwen_asr_jax.engine.compilations import compilations
+from qwen_asr_jax.pipelines.load import with_chosen_kernels
 from qwen_asr_jax.pipelines.run_config import EngineOptions
 from qwen_asr_jax.policy import Policy
 
@@ -62,7 +64,12 @@ def bench_load(
     options: Options,
     listener: Listener,
 ) -> Record:
-    """Measures starting: fresh processes, with an empty compilation cache and with a full one."""
+    """Measures starting: fresh processes, with an empty compilation cache and with a full one.
+
+    Raises:
+      BackendError: the policy's kernels are not available.
+    """
+    policy = with_chosen_kernels(policy)
 
     def run() -> Figures:
         return startup.start_twice(model_dir, clip, policy, engine, backend)
@@ -83,6 +90,7 @@ def bench_load(
         workload="load",
         model=identity(model_dir.resolve().name, model_dir, abstract),
         policy=policy.name,
+        implementation=kernels.describe(policy.implementation),
         **origin,
         batch_size=1,
         audio=audio_identity([clip]),
@@ -90,6 +98,7 @@ def bench_load(
         runs=measured.runs,
         summary=summary,
         memory={f"peak_{name}_bytes": value for name, value in peak.items()},
+        notes=kernel_notes(),
         compile={
             "count": int(summary["cold_programs"]["max"]),
             "cached": int(summary["cold_from_cache"]["max"]),

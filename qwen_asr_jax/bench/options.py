@@ -10,7 +10,7 @@ from typing import Any
 from qwen_asr_jax.bench.timing import Figures
 from qwen_asr_jax.bench.workloads import CONTEXTS
 from qwen_asr_jax.pipelines.run_config import EngineOptions
-from qwen_asr_jax.policy import PRESETS, Policy
+from qwen_asr_jax.policy import Policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Options:
     def settings(self, policy: Policy | None = None, engine: EngineOptions | None = None) -> dict[str, Any]:
         """The `settings` of a record."""
         found: dict[str, Any] = {"runs": self.runs, "warmup": self.warmup, "decode_tokens": self.decode_tokens}
-        if policy is not None and policy != PRESETS.get(policy.name):
-            found["policy"] = dataclasses.asdict(policy)
+        if policy is not None and not policy.is_preset:
+            found["policy"] = policy.dtypes()  # the kernels have a field of their own
         if engine is not None and engine != EngineOptions():
             found["engine"] = dataclasses.asdict(engine)
         return found

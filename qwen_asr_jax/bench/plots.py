@@ -276,6 +276,7 @@ def _label(row: Row, repeats: bool = False) -> str:
     parts = [
         model_name(row.record),
         str(row.record.policy or ""),
+        row.implementation,
         row.backend,
         f"({row.environment})" if row.environment else "",
     ]

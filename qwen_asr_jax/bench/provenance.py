@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench.cost import num_parameters
 from qwen_asr_jax.bench.environment import device_name, environment, fingerprint
@@ -21,7 +22,8 @@ def headline(model: QwenASR, workload: str, clips: Sequence[Waveform]) -> str:
     """What is about to be measured, in one line."""
     where = _device_line()
     audio = audio_identity(clips)
-    return f"{workload}: {model.name}, {model.engine.policy.name}, {audio['name']} ({audio['seconds']:.2f} s), {where}"
+    computes = f"{model.engine.policy.name}, {kernels.describe(model.engine.policy.implementation)}"
+    return f"{workload}: {model.name}, {computes}, {audio['name']} ({audio['seconds']:.2f} s), {where}"
 
 
 def identity(name: str, model_dir: pathlib.Path, params: Params) -> dict[str, Any]:
@@ -38,6 +40,12 @@ def provenance() -> dict[str, Any]:
         "threads": _threads(),
         "env": environment(backend),
     }
+
+
+def kernel_notes() -> tuple[str, ...]:
+    """The `notes` of a record that ran a model: why a CPU host has no native kernels, if it has none."""
+    reason = kernels.missing()
+    return () if reason is None else (f"without native kernels: {reason}",)
 
 
 def _threads() -> int | None:

@@ -23,7 +23,7 @@ WORKLOADS = ("full", "encoder", "prefill", "decode", "batch", "roofline", "load"
 
 IGNORED_FLAGS = {
     "roofline": (
-        *("model_dir", "policy", "config", "audio", "silence_s"),
+        *("model_dir", "policy", "config", "implementation", "audio", "silence_s"),
         *("batch_size", "decode_tokens", "contexts", "profile_dir"),
     ),
     "load": ("batch_size", "decode_tokens", "contexts", "profile_dir"),
@@ -52,6 +52,8 @@ class Record:
       workload: one of `WORKLOADS`.
       model: `name`, `fingerprint` (sha256 over config and weights), `parameters`; None for `roofline`.
       policy: dtype policy; None for `roofline`.
+      implementation: the kernels that computed, `xla`, or `cpu` and their instruction set; None for `roofline`, and in records
+        from before there were others than XLA's.
       backend: `cpu` or `gpu`.
       device: name of the processor that did the work.
       threads: size of XLA's CPU pool.
@@ -97,6 +99,7 @@ class Record:
     summary: Mapping[str, Mapping[str, float]]
     env: Mapping[str, Any]
     schema: int = SCHEMA
+    implementation: str | None = None
     tokens: float | None = None
     ms_per_token: float | None = None
     rtf: float | None = None

@@ -192,10 +192,12 @@ def _index_line(folder: pathlib.Path, records: Sequence[Record]) -> list[str]:
 def headline(records: Sequence[Record]) -> str:
     """The best figures per model and policy, `0.6b bf16: RTFx 9.10 (jfk.wav, 25 tokens), 45.2 ms/token`, joined by `<br>`.
 
-    What ended by itself goes before what the token budget ended, and any clip before silence, whatever is faster.
+    Where several kernels computed, they have figures of their own. What ended by itself goes before what the token budget
+    ended, and any clip before silence, whatever is faster.
     """
     parts = []
-    for name, members in sorted(fields.group((r for r in records if r.model), fields.model_and_policy).items()):
+    records = [r for r in records if r.model]
+    for name, members in sorted(fields.group(records, fields.model_and_policy(records)).items()):
         full, batch = ([r for r in members if r.workload == workload] for workload in ("full", "batch"))
         steps = [r for r in members if r.workload in ("full", "decode") and r.batch_size == 1]  # else a step is many tokens
         figures = []

@@ -8,13 +8,14 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench import memory, roofline, workloads
 from qwen_asr_jax.bench.cost import Limits, bytes_by_dtype
 from qwen_asr_jax.bench.environment import now
 from qwen_asr_jax.bench.options import Listener, Options
 from qwen_asr_jax.bench.profile import profile_table
-from qwen_asr_jax.bench.provenance import audio_identity, identity, provenance
+from qwen_asr_jax.bench.provenance import audio_identity, identity, kernel_notes, provenance
 from qwen_asr_jax.bench.record import MAIN_FIGURE, Record
 from qwen_asr_jax.bench.timing import Figures, Measured, measure
 from qwen_asr_jax.bench.workloads import Plan
@@ -73,6 +74,7 @@ def bench_model(
         workload=workload,
         model=identity(model.name, model_dir, model.engine.checkpoint.params),
         policy=policy.name,
+        implementation=kernels.describe(policy.implementation),
         **origin,
         batch_size=len(clips),
         audio=audio_identity(clips),
@@ -84,7 +86,7 @@ def bench_model(
         transcript=plan.transcript,
         memory=used,
         compile=compiled | {"recompiles": len(measured.recompiled)},
-        notes=tuple(dict.fromkeys(plan.notes)),
+        notes=(*dict.fromkeys(plan.notes), *kernel_notes()),
     )
     record = _with_rates(record, plan, limits, policy)
     if any(floor["fraction"] > 1 for floor in record.floor.values()):

@@ -257,22 +257,25 @@ def load_table(rows: Sequence[Row]) -> str:
 
 
 def memory_table(rows: Sequence[Row]) -> str:
-    """Memory per model and policy: the most of all workloads, and what is saved of fp32 where both ran the same."""
-    groups = group((row.record for row in rows if row.record.memory and row.record.model), model_and_policy)
+    """Memory per model, policy and kernels: the most of all workloads, and what is saved of fp32 where both ran the same."""
+    known = [row.record for row in rows if row.record.memory and row.record.model]
+    groups = group(known, model_and_policy(known))
     body = []
-    for (model, policy), records in groups.items():
+    for key, records in groups.items():
+        model, policy, *kernels = key
         weights = max((mapping(r.memory.get("weights")) for r in records), key=lambda w: sum(map(_bytes, w.values())))
         by_size = sorted(weights.items(), key=lambda item: -_bytes(item[1]))
         by_dtype = ", ".join(f"{dtype} {megabytes(number(value))}" for dtype, value in by_size)
         temps = [(_bytes(v), str(k)) for r in records for k, v in mapping(r.memory.get("temp_bytes")).items()]
         temp = f"{megabytes(max(temps)[0])} ({max(temps)[1]})" if temps else DASH
-        fp32 = groups.get((model, "fp32"), []) if policy != "fp32" else []
+        fp32 = groups.get((model, "fp32", *kernels), []) if policy != "fp32" else []
         cells = [megabytes(_most(records, name)) for name in _MEMORY]
         saved = [_saved(records, fp32, name) for name in _MEMORY]
-        body.append([model, policy, cells[0], by_dtype or DASH, cells[1], temp, *cells[2:], *saved])
-    headers = ["model", "policy", "weights MB", "by dtype", "cache MB", "largest temp MB", "peak RSS MB", "peak device MB"]
+        body.append([*key, cells[0], by_dtype or DASH, cells[1], temp, *cells[2:], *saved])
+    named = ["model", "policy", "kernels"][: len(next(iter(groups), ()))]
+    headers = [*named, "weights MB", "by dtype", "cache MB", "largest temp MB", "peak RSS MB", "peak device MB"]
     headers += [f"{name} saved" for name in ("weights", "cache", "RSS", "device")]
-    return _without_empty(body, headers, ["model", "policy", "by dtype"]) if body else ""
+    return _without_empty(body, headers, [*named, "by dtype"]) if body else ""
 
 
 def compile_table(rows: Sequence[Row]) -> str:
@@ -318,6 +321,7 @@ def _labels(row: Row) -> dict[str, str]:
     return {
         "model": f"{INVALID} {name}" if recompiles(record) else name,
         "policy": str(record.policy or ""),
+        "kernels": row.implementation,
         "clip": clip(record),
         "batch": count(number(record.batch_size)) if record.batch_size != 1 and record.workload != "batch" else "",
         "backend": row.backend,

@@ -39,6 +39,10 @@ _TABLE = (
 _NATIVE_ALIGNER_HEAD = "score."  # what `lm_head.` is called in a native aligner
 
 
+SCALE = "scale"
+"""Last key of what is derived and no tensor of a checkpoint: the scales of an int8 `weight` beside them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """One tensor: where it goes and how it is stored.
@@ -47,7 +51,7 @@ class Entry:
       path: keys into the parameter tree, layer numbers as integers.
       name: the tensor's name in the checkpoint.
       shape: the parameter's shape.
-      dtype: the parameter's dtype.
+      dtype: the parameter's dtype; int8 stands for a matrix that gets a `SCALE` beside it.
     """
 
     path: tuple[str | int, ...]
@@ -100,6 +104,7 @@ def entries(abstract: Params, config: ModelConfig) -> list[Entry]:
     return [
         Entry(path, tensor_name(path, config, config.layout), tuple(leaf.shape), np.dtype(leaf.dtype))
         for path, leaf in leaves(abstract)
+        if path[-1] != SCALE
     ]
 
 

@@ -1,25 +1,27 @@
 """From a model directory to parameters on the device.
 
 Strict: unknown, missing, doubled and mis-shaped tensors are collected and reported together, by name, before anything is
-loaded. Then each tensor is read, cast and placed on its own, so that memory peaks little above the final weights.
+loaded. Then each tensor is read, cast or quantised, and placed on its own: memory peaks little above the final weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 from qwen_asr_jax.checkpoint import orbax_store
-from qwen_asr_jax.checkpoint.key_map import Entry, entries, ignored_names, mismatches, summary
+from qwen_asr_jax.checkpoint.key_map import SCALE, Entry, entries, ignored_names, mismatches, summary
 from qwen_asr_jax.checkpoint.safetensors_reader import TensorFiles
 from qwen_asr_jax.config import ModelConfig
 from qwen_asr_jax.errors import CheckpointError
 from qwen_asr_jax.models.functional import Definition, split
 from qwen_asr_jax.models.qwen3_asr import Qwen3ASR
 from qwen_asr_jax.ops.cast import FP16_LIMIT
+from qwen_asr_jax.ops.quantize import quantize_rows
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.typing import Array, DType, Params
 
@@ -91,13 +93,22 @@ def check_tensors(model_dir: pathlib.Path, files: TensorFiles, wanted: list[Entr
 def _load(files: TensorFiles, wanted: list[Entry]) -> Params:
     by_name = {entry.name: entry for entry in wanted}
     params: Params = {}
+    quantising: Iterable[Array] = ()
     for name, tensor in files.read(list(by_name)):
         entry = by_name[name]
         node = params
         for key in entry.path[:-1]:
             node = node.setdefault(key, {})
-        node[entry.path[-1]] = _place(entry.to_parameter(tensor), entry.dtype)
+        if entry.dtype == np.int8:
+            # One tensor is quantised while the next is read; were there more, their sources would fill the memory.
+            jax.block_until_ready(quantising)
+            node[entry.path[-1]], node[SCALE] = quantising = _quantize(tensor)
+        else:
+            node[entry.path[-1]] = _place(entry.to_parameter(tensor), entry.dtype)
     return jax.block_until_ready(params)
+
+
+_quantize = jax.jit(quantize_rows)
 
 
 def cast_array(tensor: np.ndarray, dtype: DType) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Orbax directories: converted checkpoints that load without renaming or casting.
+"""Orbax directories: converted checkpoints that load without renaming or casting; int8 matrices with their scales.
 
 OUT/config.json, generation_config.json, tokenizer files   as in the source
 OUT/qwen_asr_jax.json                                      format version, policy, source layout
@@ -10,20 +10,25 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 
-from qwen_asr_jax.checkpoint.key_map import leaves, mismatches, summary
+from qwen_asr_jax.checkpoint.key_map import SCALE, leaves, mismatches, summary
 from qwen_asr_jax.config import read_json
 from qwen_asr_jax.errors import CheckpointError, OutputError
 from qwen_asr_jax.ops.cast import narrow
+from qwen_asr_jax.ops.quantize import dequantize_rows, quantize_rows
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.typing import Params
 
 FORMAT = 1
 """Version of the parameter tree's names and axis orders; raised when either changes."""
+
+_Path: TypeAlias = tuple[str | int, ...]
+_Leaves: TypeAlias = Mapping[_Path, Any]
 
 _MARKER = "qwen_asr_jax.json"
 _SIDE_FILES = (
@@ -65,13 +70,18 @@ def save(source_dir: pathlib.Path, out_dir: pathlib.Path, params: Params, policy
         "format": FORMAT,
         "policy": policy.name,
         "param_dtype": policy.param_dtype,
+        "layer_dtype": policy.layer_dtype,
+        "head_dtype": policy.head_dtype,
         "files": _sizes(out_dir / "params"),
     }
     (out_dir / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
 def restore(model_dir: pathlib.Path, abstract: Params) -> Params:
-    """Reads the parameter tree onto the default device, cast to the dtypes of `abstract` where they differ.
+    """Reads the parameter tree onto the default device, in the dtypes of `abstract`.
+
+    Where int8 is stored and wanted, values and scales come back as they are. Where only one of the two is int8, matrices are
+    quantised from what is stored, or get their nearest values back; what quantising has lost stays lost.
 
     Args:
       abstract: parameter tree of shapes. Orbax needs it as a target: without one, layer numbers come back as strings.
@@ -98,14 +108,8 @@ def restore(model_dir: pathlib.Path, abstract: Params) -> Params:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             stored = _stored_tree(model_dir, checkpointer.metadata(path), abstract)
-
-            def target(wanted: Any, found: Any) -> jax.ShapeDtypeStruct:
-                # Orbax casts while it reads, but without saturating: into float16 it must be done here.
-                dtype = found.dtype if wanted.dtype == np.float16 else wanted.dtype
-                return jax.ShapeDtypeStruct(wanted.shape, dtype, sharding=device)
-
-            params = checkpointer.restore(path, jax.tree.map(target, abstract, stored))
-            return _narrowed(params, abstract)
+            targets = _targets(stored, dict(leaves(abstract)), device)
+            return _converted(checkpointer.restore(path, targets), abstract)
     except CheckpointError:
         raise
     except Exception as e:  # orbax and TensorStore raise all kinds, some with pages of text
@@ -118,32 +122,79 @@ def _sizes(params_dir: pathlib.Path) -> dict[str, int]:
     return {str(p.relative_to(params_dir)): p.stat().st_size for p in sorted(params_dir.rglob("*")) if p.is_file()}
 
 
-def _narrowed(params: Params, abstract: Params) -> Params:
-    """The tree in the wanted dtypes, leaf by leaf and in place, so that memory peaks one leaf above the result."""
+def _targets(stored: _Leaves, wanted: _Leaves, device: jax.sharding.Sharding) -> Params:
+    """What orbax is to read, nested: all that is stored, cast on the way where that is all there is to do."""
+
+    def dtype_of(path: _Path) -> np.dtype:
+        # Orbax casts while it reads, but without saturating: into float16 that is done behind it, as is all about int8.
+        own = stored[path].dtype
+        if path not in wanted or own == np.int8 or wanted[path].dtype in (np.int8, np.float16):
+            return np.dtype(own)
+        return np.dtype(wanted[path].dtype)
+
+    return _nested(
+        (path, jax.ShapeDtypeStruct(leaf.shape, dtype_of(path), sharding=device)) for path, leaf in stored.items()
+    )
+
+
+def _nested(pairs: Iterable[tuple[_Path, Any]]) -> Params:
+    """The inverse of `leaves`."""
+    tree: Params = {}
+    for path, leaf in pairs:
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def _converted(params: Params, abstract: Params) -> Params:
+    """The tree in the wanted dtypes, module by module and in place, so that memory peaks one matrix above what is stored."""
     for key, wanted in abstract.items():
-        params[key] = _narrowed(params[key], wanted) if isinstance(wanted, dict) else narrow(params[key], wanted.dtype)
+        if isinstance(wanted, dict):
+            params[key] = _converted(params[key], wanted)
+        elif key != SCALE:
+            _convert_leaf(params, key, wanted.dtype)
     return params
 
 
-def _stored_tree(model_dir: pathlib.Path, metadata: Any, abstract: Params) -> Params:
-    """The tree of stored shapes and dtypes, keyed as `abstract`, once it is known to fit that.
+def _convert_leaf(module: Params, key: str | int, wanted: np.dtype) -> None:
+    if wanted == np.int8 and module[key].dtype != np.int8:
+        module[key], module[SCALE] = jax.block_until_ready(_quantize(module[key]))
+    elif wanted != np.int8 and module[key].dtype == np.int8:
+        module[key] = jax.block_until_ready(_dequantize(module[key], module.pop(SCALE), wanted))
+    else:
+        module[key] = narrow(module[key], wanted)
+
+
+_quantize = jax.jit(quantize_rows)
+_dequantize = jax.jit(dequantize_rows, static_argnums=2)
+
+
+def _stored_tree(model_dir: pathlib.Path, metadata: Any, abstract: Params) -> _Leaves:
+    """Stored shapes and dtypes by path, keyed as `abstract`, once they are known to fit that: scales behind int8 matrices.
 
     Raises:
-      CheckpointError: it does not fit, or is not there.
+      CheckpointError: they do not fit, or are not there.
     """
     tree = getattr(metadata, "item_metadata", metadata)
     tree = getattr(tree, "tree", tree)
     if tree is None:
         raise CheckpointError(f"{model_dir / 'params'}: absent or damaged; convert the checkpoint again")
     by_name = {".".join(map(str, path)): leaf for path, leaf in leaves(tree)}
+    expected = {path: tuple(leaf.shape) for path, leaf in leaves(abstract) if path[-1] != SCALE}
+    for path, shape in list(expected.items()):
+        leaf = by_name.get(".".join(map(str, path)))
+        if leaf is not None and leaf.dtype == np.int8:
+            expected[*path[:-1], SCALE] = shape[:1]
+    paths = {".".join(map(str, path)): path for path in expected}
     found = {name: tuple(leaf.shape) for name, leaf in by_name.items()}
-    wanted = {".".join(map(str, path)): tuple(leaf.shape) for path, leaf in leaves(abstract)}
-    problems = mismatches(found, wanted)
+    problems = mismatches(found, {name: expected[path] for name, path in paths.items()})
     if problems:
         raise CheckpointError(
             f"{model_dir}: params do not fit config.json: {summary(problems)} (convert the checkpoint again)"
         )
-    return jax.tree_util.tree_map_with_path(lambda path, _: by_name[".".join(str(k.key) for k in path)], abstract)
+    return {path: by_name[name] for name, path in paths.items()}
 
 
 def num_bytes(params: Params) -> int:

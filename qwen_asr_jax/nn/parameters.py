@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import jax
+import numpy as np
 from flax import nnx
 
+from qwen_asr_jax.ops.quantize import quantize_rows
 from qwen_asr_jax.typing import DType
 
 
@@ -23,6 +25,18 @@ def parameter(shape: tuple[int, ...], dtype: DType, rngs: nnx.Rngs | None, fan_i
     if fan_in is None:
         return nnx.Param(jax.numpy.zeros(shape, dtype))
     return nnx.Param((jax.random.normal(rngs.params(), shape) / math.sqrt(fan_in)).astype(dtype))
+
+
+def matrix(
+    shape: tuple[int, int], dtype: DType, rngs: nnx.Rngs | None
+) -> tuple[nnx.Param[jax.Array], nnx.Param[jax.Array] | None]:
+    """A `[out, in]` matrix as `parameter` makes it, and its scales, `[out]` float32, if the dtype is int8 (else None)."""
+    if dtype != np.int8:
+        return parameter(shape, dtype, rngs, fan_in=shape[1]), None
+    if rngs is None:
+        return parameter(shape, dtype, None), parameter(shape[:1], np.dtype(np.float32), None)
+    values, scale = quantize_rows(jax.random.normal(rngs.params(), shape) / math.sqrt(shape[1]))
+    return nnx.Param(values), nnx.Param(scale)
 
 
 def ones(shape: tuple[int, ...], dtype: DType, rngs: nnx.Rngs | None) -> nnx.Param:

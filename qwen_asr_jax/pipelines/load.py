@@ -8,9 +8,9 @@ import pathlib
 import re
 import time
 
-from qwen_asr_jax import runtime
+from qwen_asr_jax import kernels, runtime
 from qwen_asr_jax.config import ModelConfig, read_config
-from qwen_asr_jax.errors import CheckpointError
+from qwen_asr_jax.errors import BackendError, CheckpointError
 from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.run_config import EngineOptions
 from qwen_asr_jax.policy import DEFAULT_POLICY, Policy, get_policy
@@ -25,6 +25,7 @@ def load_model(
     *,
     backend: str = "auto",
     threads: int = 0,
+    implementation: str = "auto",
     options: EngineOptions | None = None,
 ) -> QwenASR:
     """Loads a Qwen3-ASR checkpoint.
@@ -33,9 +34,11 @@ def load_model(
       model_dir: a directory in the original layout, the transformers-native layout, or written by
         `scripts/convert_checkpoint.py`; or a Hub id such as `Qwen/Qwen3-ASR-0.6B`, if `huggingface_hub` is installed. A
         directory never touches the network.
-      policy: `fp32`, `bf16` or `fp16`, or a `Policy`.
+      policy: `fp32`, `bf16`, `fp16`, `int8` or `int8_all`, or a `Policy`.
       backend: `auto`, `cpu` or `gpu`.
       threads: CPU threads; 0 for the physical cores.
+      implementation: `xla`, `cpu` (native kernels), or `auto` for what the policy says: unless it names one, native kernels
+        where they are available. What that came to is in the model's `engine.policy`.
       options: shapes that the engine rounds to; None for the platform's defaults.
 
     Returns:
@@ -44,9 +47,11 @@ def load_model(
     Raises:
       CheckpointError: the directory, its weights or its tokenizer cannot be used, or it holds no transcription model.
       UsageError: unknown policy or backend.
-      BackendError: the backend is not there, or JAX was started differently before.
+      BackendError: the backend or the kernels are not there, or JAX was started differently before.
     """
     policy = get_policy(policy)
+    if implementation != "auto":
+        policy = dataclasses.replace(policy, implementation=implementation)
     path = find_model(model_dir)
     config = read_config(path)
     if config.kind == "aligner":
@@ -54,6 +59,7 @@ def load_model(
             f"{path}: is a forced aligner, which times given words and cannot transcribe; use a Qwen3-ASR model"
         )
     runtime.configure(backend, threads)
+    policy = with_chosen_kernels(policy)
 
     from qwen_asr_jax.checkpoint.load import load_checkpoint
     from qwen_asr_jax.engine.compilations import compilations
@@ -68,6 +74,18 @@ def load_model(
     engine = Engine(checkpoint, policy, (options or EngineOptions()).buckets())
     name = path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir)
     return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start)
+
+
+def with_chosen_kernels(policy: Policy) -> Policy:
+    """The policy with the kernels that its `implementation` comes to here, `xla` or `cpu`. Starts JAX.
+
+    Raises:
+      BackendError: they are not available, or there are none of that name.
+    """
+    try:
+        return dataclasses.replace(policy, implementation=kernels.choose(policy.implementation))
+    except NotImplementedError as e:
+        raise BackendError(str(e)) from None
 
 
 def find_model(model_dir: str | os.PathLike[str]) -> pathlib.Path:

@@ -49,6 +49,6 @@ def from_run_config(config: ml_collections.ConfigDict) -> tuple[Policy, EngineOp
       UsageError: a value is not allowed.
     """
     policy = Policy(**config.policy.to_dict())
-    if policy.name in PRESETS and policy != PRESETS[policy.name]:
+    if policy.name in PRESETS and not policy.is_preset:
         policy = dataclasses.replace(policy, name=f"{policy.name}, changed")  # no result may claim a preset it did not run
     return policy, EngineOptions(**config.engine.to_dict())

@@ -16,6 +16,7 @@ from qwen_asr_jax.bench.cost import Limits
 from qwen_asr_jax.bench.record import MAIN_FIGURE, SCHEMA, parse
 from qwen_asr_jax.bench.summary import STATISTICS
 from tests.audio_samples import RATE, synthetic
+from tests.script_output import without_kernel_notice
 
 ROOT = pathlib.Path(__file__).parents[2]
 CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"]
@@ -44,7 +45,8 @@ def bench(home, tmp_path):
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, cwd=tmp_path)
         assert "Traceback" not in done.stderr, done.stderr
         assert done.returncode == status, done.stderr
-        return done.stdout, done.stderr, [parse(line) for line in output.read_text().splitlines()] if output.exists() else []
+        records = [parse(line) for line in output.read_text().splitlines()] if output.exists() else []
+        return done.stdout, without_kernel_notice(done.stderr), records
 
     return run
 

@@ -37,8 +37,8 @@ def compile_decode(policy, rows, jitted=verbs.decode):
 
 POLICIES = [
     *PRESETS.values(),
-    Policy("bf16 stored", "bfloat16", "float32", "float32", "float32", "float32"),
-    Policy("fp16 stored", "float16", "float32", "float32", "bfloat16", "float32"),
+    Policy("bf16 stored", "bfloat16", "float32", "float32", "float32", "float32", "bfloat16", "bfloat16"),
+    Policy("fp16 stored", "float16", "float32", "float32", "bfloat16", "float32", "float16", "float16"),
 ]
 
 

@@ -47,7 +47,7 @@ def test_unknown_policy_lists_the_presets():
     [("cache_dtype", "int4"), ("accum_dtype", "bfloat16"), ("logits_dtype", "float16"), ("compute_dtype", "bfloat16")],
 )
 def test_impossible_dtypes_are_refused(field, value):
-    fields = dict.fromkeys(("param_dtype", "compute_dtype", "accum_dtype", "cache_dtype", "logits_dtype"), "float32")
+    fields = {name: "float32" for name in PRESETS["fp32"].dtypes() if name != "name"}
     with pytest.raises(UsageError, match=field):
         Policy(name="odd", **fields | {field: value})
 
@@ -58,7 +58,7 @@ def test_impossible_dtypes_are_refused(field, value):
 )
 def test_mixed_policies_run_and_stay_close(tiny_original, model, param, compute, cache):
     """Narrow storage under wide arithmetic: the tiny checkpoint is stored in bfloat16, so nothing at all is lost."""
-    policy = Policy("mixed", param, compute, "float32", cache, "float32")
+    policy = Policy("mixed", param, compute, "float32", cache, "float32", param, param)
     mixed = load_model(tiny_original, policy=policy)
     samples = synthetic(3.0, seed=4)
     assert mixed.transcribe(samples, max_new_tokens=12).tokens[:4] == model.transcribe(samples, max_new_tokens=12).tokens[:4]
@@ -69,6 +69,7 @@ def test_mixed_policies_run_and_stay_close(tiny_original, model, param, compute,
 def test_params_have_the_policy_dtypes(tiny_original, policy):
     params = load_model(tiny_original, policy=policy).engine.checkpoint.params
     layer = params["decoder"]["layers"][0]
-    assert layer["mlp"]["gate_proj"]["weight"].dtype == PRESETS[policy].param
+    assert layer["mlp"]["gate_proj"]["weight"].dtype == PRESETS[policy].layer
+    assert params["decoder"]["embed_tokens"]["weight"].dtype == PRESETS[policy].head
     assert layer["input_layernorm"]["weight"].dtype == PRESETS[policy].accum
     assert params["audio_tower"]["conv_stem"]["conv2d2"]["weight"].dtype == PRESETS[policy].param

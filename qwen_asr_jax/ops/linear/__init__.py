@@ -15,17 +15,29 @@ from qwen_asr_jax.typing import Array, DType
 _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"xla": xla.linear}
 
 
+def implementations() -> tuple[str, ...]:
+    """The names that `linear` knows."""
+    return tuple(_IMPLEMENTATIONS)
+
+
 def linear(
-    x: Array, weight: Array, bias: Array | None = None, *, accum_dtype: DType, implementation: str | None = None
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    scale: Array | None = None,
+    accum_dtype: DType,
+    implementation: str | None = None,
 ) -> Array:
-    """`x @ weight.T + bias`.
+    """`x @ weight.T * scale + bias`.
 
     Args:
       x: `[..., D]` in the compute dtype.
-      weight: `[F, D]`, the checkpoint's layout; its dtype is that of `x` or a narrower one.
+      weight: `[F, D]`, the checkpoint's layout; its dtype is that of `x`, a narrower one, or int8.
       bias: `[F]` in `accum_dtype`, or None.
+      scale: `[F]` float32, of int8 weights (`ops.quantize`); None for others.
       accum_dtype: dtype of the sums and of the result.
-      implementation: a name, or None for the best one available.
+      implementation: a name, or None or `auto` for the best one available.
 
     Returns:
       `[..., F]` in `accum_dtype`.
@@ -33,11 +45,11 @@ def linear(
     Raises:
       NotImplementedError: there is no implementation of that name here.
     """
-    name = implementation or "xla"
+    name = "xla" if implementation in (None, "auto") else implementation
     if name not in _IMPLEMENTATIONS:
         raise NotImplementedError(f"linear: no implementation {name!r}; there are {', '.join(_IMPLEMENTATIONS)}")
-    out = _IMPLEMENTATIONS[name](x, weight, accum_dtype=accum_dtype)
+    out = _IMPLEMENTATIONS[name](x, weight, scale=scale, accum_dtype=accum_dtype)
     return out if bias is None else out + bias
 
 
-__all__ = ["linear"]
+__all__ = ["implementations", "linear"]

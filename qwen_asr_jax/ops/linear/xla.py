@@ -5,7 +5,8 @@ before a one-row product, at 3 GB/s where the memory gives 30. Two arrangements 
 (docs/decisions/linear-on-cpu.md has the measurements):
 
 - bfloat16: a second row of zeros makes it a matrix-matrix product, which runs on bfloat16 operands as they are;
-- float16, and weights narrower than `x`: blocks of rows are converted one at a time, small enough to stay in the cache.
+- float16, and weights narrower than `x`, int8 among them: blocks of rows are converted one at a time, small enough to stay in
+  the cache. int8 under many rows of bfloat16 is converted as a whole instead, as the product then takes longer than that.
 """
 
 from __future__ import annotations
@@ -24,16 +25,27 @@ _BLOCK_BYTES = 2 << 20
 """Float32 size of one converted block: fits the second-level cache, and large enough that the loop costs nothing."""
 
 
-def linear(x: Array, weight: Array, *, accum_dtype: DType) -> Array:
+_FEW_ROWS = 48
+"""Up to here int8 goes by blocks in float32; above, the bfloat16 product saves more than converting the matrix costs."""
+
+
+def linear(x: Array, weight: Array, *, scale: Array | None = None, accum_dtype: DType) -> Array:
     """See `qwen_asr_jax.ops.linear.linear`."""
     leading, rows = x.shape[:-1], math.prod(x.shape[:-1])
     x = x.reshape(rows, x.shape[-1])
-    if jax.default_backend() != "cpu" or weight.dtype == np.float32:
+    on_cpu = jax.default_backend() == "cpu"
+    if weight.dtype == np.int8 and (not on_cpu or (x.dtype == jnp.bfloat16 and rows > _FEW_ROWS)):
+        # Behind the barrier the conversion depends on x; otherwise XLA may convert all weights once, before the decode loop.
+        x, weight = lax.optimization_barrier((x, weight))
+        out = _dot(x, weight.astype(x.dtype), accum_dtype)
+    elif not on_cpu or weight.dtype == np.float32:
         out = _dot(x, weight.astype(x.dtype), accum_dtype)
     elif weight.dtype == x.dtype == jnp.bfloat16:
         out = _dot(jnp.pad(x, ((0, max(0, 2 - rows)), (0, 0))), weight, accum_dtype)[:rows]
     else:
         out = _dot_by_blocks(x.astype(jnp.float32), weight, accum_dtype)
+    if scale is not None:
+        out = out * scale.astype(accum_dtype)
     return out.reshape(*leading, weight.shape[0])
 
 
