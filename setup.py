@@ -31,8 +31,8 @@ INSTRUCTION_SETS = {
     },
     "aarch64": {"neon": []},
 }
-"""Flags of each set's file, `isa_<set>.cc`, in the order of linking: a function that two objects share comes from the first, so
-from the one that runs on more processors. Which set is used is decided where the library runs."""
+"""Flags of each set's file, `isa_<set>.cc`, in the order of linking: a function that two objects share comes from the first,
+the one that runs on more processors. Which set is used is decided where the library runs."""
 
 
 class Failed(Exception):

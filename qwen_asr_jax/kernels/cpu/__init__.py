@@ -1,7 +1,7 @@
 """Native kernels for CPU hosts: the library that was built with the package, if a compiler was there.
 
-They are C++ behind `jax.ffi`, on XLA's own threads; `src/kernels.h` says what is in them. Nothing of Python is in the library, so
-one file serves every version of it.
+They are C++ behind `jax.ffi`, on XLA's own threads; `src/kernels.h` says what is in them. Nothing of Python is in the library,
+so one file serves every version of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HANDLERS = ("qwen_asr_linear", "qwen_asr_head", "qwen_asr_decoder_layer")
 
 
 def target(handler: str) -> str:
-    """The name under which a handler is registered with XLA: compiled programs that were kept name the version that they call."""
+    """The name under which XLA knows a handler: compiled programs that were kept name the version that they call."""
     return f"{handler}_v{ABI}"
 
 
