@@ -12,7 +12,8 @@ STAMP := $(VENV)/installed
 
 .PHONY: demo test parity lint clean
 
-$(STAMP): pyproject.toml
+# A change to the native sources installs again, which compiles them.
+$(STAMP): pyproject.toml setup.py $(wildcard qwen_asr_jax/kernels/cpu/src/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; name one with: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
@@ -34,4 +35,4 @@ lint: $(STAMP)
 	$(BIN)/python -m mypy
 
 clean:
-	rm -rf $(VENV) .cache demo_model build *.egg-info
+	rm -rf $(VENV) .cache demo_model build *.egg-info qwen_asr_jax/kernels/cpu/libqwen_asr_cpu.*

@@ -102,8 +102,14 @@ struct Kernels {
   void (*clamp)(float* x, int64_t n, float limit);
 };
 
-// The best of those that this processor can run; QWEN_ASR_CPU_ISA names another one.
+// Those in this build that this processor can run, from the best to the scalar ones; a null pointer ends them.
+const Kernels* const* RunnableKernels();
+
+// The best of them; QWEN_ASR_CPU_ISA names another one.
 const Kernels& BestKernels();
+
+// What `BestKernels` returns from now on, for tests; null for its own choice.
+void UseKernels(const Kernels* kernels);
 
 }  // namespace qwen_asr
 

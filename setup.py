@@ -1,0 +1,153 @@
+"""Builds the CPU kernels with the package: any C++17 compiler will do, and without one the installation goes on.
+
+Why the library is missing, if it is, is written beside it, where `qwen_asr_jax.kernels.cpu.unavailable()` reads it: pip shows
+what a build prints only when asked to.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.util
+import os
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+NAME = "qwen_asr_jax.kernels.cpu.libqwen_asr_cpu"
+SOURCES = pathlib.Path("qwen_asr_jax/kernels/cpu/src")
+COMMON = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-pthread"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
+INSTRUCTION_SETS = {
+    "x86_64": {
+        "avx2": ["-mavx2", "-mfma", "-mf16c"],
+        "avx512": AVX512,
+        "avx512bf16": [*AVX512, "-mavx512bf16", "-mavx512vnni"],
+    },
+    "aarch64": {"neon": []},
+}
+"""Flags of each set's file, `isa_<set>.cc`, in the order of linking: a function that two objects share comes from the first,
+the one that runs on more processors. Which set is used is decided where the library runs."""
+
+
+class Failed(Exception):
+    """Why there is no library, in one line."""
+
+
+def run(*command: str, **kwargs: str) -> None:
+    """Runs a compiler; its first error becomes the reason, all of its words go to stderr."""
+    done = subprocess.run(command, text=True, capture_output=True, check=False, **kwargs)
+    sys.stderr.write(done.stderr)
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        error = next((line for line in said if "error" in line), said[-1] if said else f"exit status {done.returncode}")
+        raise Failed(f"{command[0]} failed: {error.strip()}")
+
+
+def compiler() -> list[str]:
+    """The C++ compiler: $CXX, or the first of the usual names."""
+    if named := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(named[0]) is None:
+            raise Failed(f"CXX names {named[0]!r}, which is not there")
+        return named
+    for name in ("c++", "g++", "clang++"):
+        if shutil.which(name):
+            return [name]
+    raise Failed("no C++ compiler was found when the package was installed (c++, g++ or clang++)")
+
+
+def processor(cxx: list[str]) -> str:
+    """The family that the compiler compiles for, which need not be this machine's."""
+    done = subprocess.run([*cxx, "-dumpmachine"], text=True, capture_output=True, check=False)
+    name = done.stdout.strip().split("-")[0].lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def headers() -> str:
+    """The directory of XLA's headers, which jaxlib brings."""
+    spec = importlib.util.find_spec("jaxlib")
+    if spec is None or spec.origin is None:
+        raise Failed("jaxlib, whose headers are needed, was not there when the package was installed")
+    return str(pathlib.Path(spec.origin).parent / "include")
+
+
+def build(objects: pathlib.Path, library: pathlib.Path) -> None:
+    """Compiles every source, each instruction set with its own flags, and links."""
+    cxx = compiler()
+    sets = INSTRUCTION_SETS.get(processor(cxx), {})
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    include = ["-isystem", headers()]
+    objects.mkdir(parents=True, exist_ok=True)
+
+    def compiled(name: str, *flags: str) -> str:
+        out = str(objects / f"{name}.o")
+        run(*cxx, *COMMON, *flags, *extra, *include, "-c", str(SOURCES / f"{name}.cc"), "-o", out)
+        return out
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        of_sets = {name: pool.submit(compiled, f"isa_{name}", *flags) for name, flags in sets.items()}
+        others = sorted(p.stem for p in SOURCES.glob("*.cc") if not p.stem.startswith("isa_") and p.stem != "dispatch")
+        baseline = [pool.submit(compiled, name) for name in [*others, "isa_scalar"]]
+        linked, have = [each.result() for each in baseline], []
+        for name, each in of_sets.items():
+            try:
+                linked.append(each.result())
+                have.append(f"-DQWEN_HAVE_{name.upper()}")
+            except Failed as e:
+                print(f"{library.name} is built without {name}: {e}", file=sys.stderr)
+    linked.insert(0, compiled("dispatch", *have))
+
+    library.parent.mkdir(parents=True, exist_ok=True)
+    exported = objects / "exported"
+    if sys.platform == "darwin":
+        exported.write_text("_qwen_asr_*\n")
+        only = f"-Wl,-exported_symbols_list,{exported}"
+    else:
+        exported.write_text("{ global: qwen_asr_*; local: *; };\n")
+        only = f"-Wl,--version-script={exported}"
+    # Aside first: a process that runs on the old library keeps its file.
+    aside = library.with_suffix(".new")
+    flags = shlex.split(os.environ.get("LDFLAGS", ""))
+    run(*cxx, "-shared", *extra, *linked, "-pthread", only, *flags, "-o", str(aside))
+    aside.replace(library)
+
+
+class BuildKernels(build_ext):
+    """Builds the library into its place, or leaves there the reason why not."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """A plain name: nothing of Python's is in the library."""
+        return str(pathlib.Path(*fullname.split("."))) + ".so"
+
+    def run(self) -> None:
+        """Never fails."""
+        library = pathlib.Path(self.get_ext_fullpath(NAME))
+        reason = library.with_suffix(".missing")
+        library.unlink(missing_ok=True)
+        reason.unlink(missing_ok=True)
+        try:
+            build(pathlib.Path(self.build_temp), library)
+            print(f"built {library}", file=sys.stderr)
+        except (Failed, OSError) as e:
+            print(f"no {library.name}, plain XLA will be used: {e}", file=sys.stderr)
+            library.parent.mkdir(parents=True, exist_ok=True)
+            reason.write_text(f"{e}\n", encoding="utf-8")
+
+
+class Wheel(bdist_wheel):
+    """One wheel per platform serves every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """The platform's tag only."""
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(
+    ext_modules=[Extension(NAME, [], language="c++", optional=True)],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+)
