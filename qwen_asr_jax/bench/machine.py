@@ -90,7 +90,7 @@ def bench_load(
         workload="load",
         model=identity(model_dir.resolve().name, model_dir, abstract),
         policy=policy.name,
-        implementation=kernels.describe(policy.implementation),
+        implementation=kernels.describe(policy),
         **origin,
         batch_size=1,
         audio=audio_identity([clip]),

@@ -22,7 +22,7 @@ def headline(model: QwenASR, workload: str, clips: Sequence[Waveform]) -> str:
     """What is about to be measured, in one line."""
     where = _device_line()
     audio = audio_identity(clips)
-    computes = f"{model.engine.policy.name}, {kernels.describe(model.engine.policy.implementation)}"
+    computes = f"{model.engine.policy.name}, {kernels.describe(model.engine.policy)}"
     return f"{workload}: {model.name}, {computes}, {audio['name']} ({audio['seconds']:.2f} s), {where}"
 
 

@@ -74,7 +74,7 @@ def bench_model(
         workload=workload,
         model=identity(model.name, model_dir, model.engine.checkpoint.params),
         policy=policy.name,
-        implementation=kernels.describe(policy.implementation),
+        implementation=kernels.describe(policy),
         **origin,
         batch_size=len(clips),
         audio=audio_identity(clips),

@@ -84,7 +84,7 @@ def prefill(
     # The head is only needed at each row's last token: 0.3 GFLOP instead of that times the prompt.
     last = jnp.clip(num_tokens - 1, 0, time - 1)
     last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    chosen = jnp.argmax(decoder.logits(last_hidden), axis=-1).astype(jnp.int32)
+    chosen, _ = decoder.greedy(last_hidden)
     here = (num_tokens > 0) | first
     token = jnp.where(here, chosen, state.token)
     return DecodeState(
@@ -125,7 +125,7 @@ def decode(
         # Rows that have ended run along; they write their next slot again and again, never past the end.
         start = jnp.minimum(state.length, slots - 1)
         hidden, k_cache, v_cache = decoder(decoder.embed(state.token[:, None]), state.k_cache, state.v_cache, start, True)
-        chosen = jnp.argmax(decoder.logits(hidden[:, 0]), axis=-1).astype(jnp.int32)
+        chosen, _ = decoder.greedy(hidden[:, 0])
         running = ~state.done
         token = jnp.where(running, chosen, state.token)
         out = jax.lax.dynamic_update_slice(out, jnp.where(running, token, NO_TOKEN)[:, None], (0, i))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from qwen_asr_jax.policy import Policy
+
 IMPLEMENTATIONS = ("auto", "xla", "cpu")
 """What can be asked for. An op that the chosen kernels do not have is XLA's."""
 
@@ -28,6 +30,30 @@ def choose(implementation: str) -> str:
     return "cpu" if reason is None else "xla"
 
 
+def for_policy(policy: Policy) -> str:
+    """`choose` for a policy's own choice; XLA where the native kernels do not have its mixture of dtypes.
+
+    Raises:
+      NotImplementedError: the native kernels are asked for and cannot compute what the policy says.
+    """
+    name = choose(policy.implementation)
+    # They round operands to the weights' dtype, and to bfloat16 for int8 weights.
+    mixed = [
+        f"{field}={dtype} with compute_dtype={policy.compute_dtype}"
+        for field, dtype in (
+            ("param_dtype", policy.param_dtype),
+            ("layer_dtype", policy.layer_dtype),
+            ("head_dtype", policy.head_dtype),
+        )
+        if policy.compute_dtype != ("bfloat16" if dtype == "int8" else dtype)
+    ]
+    if name == "cpu" and mixed:
+        if policy.implementation == "cpu":
+            raise NotImplementedError(f"implementation 'cpu' (native kernels) cannot compute {mixed[0]}")
+        return "xla"
+    return name
+
+
 def missing() -> str | None:
     """Why a CPU host has to do without native kernels; None where it has them, and on a GPU, for which they are not."""
     import jax
@@ -37,9 +63,9 @@ def missing() -> str | None:
     return cpu.unavailable() if jax.default_backend() == "cpu" else None
 
 
-def describe(implementation: str) -> str:
-    """What computes where `implementation` is asked for, with the kernels' instruction set: `xla`, `cpu avx512bf16`."""
-    if choose(implementation) == "xla":
+def describe(policy: Policy) -> str:
+    """What computes under the policy, with the kernels' instruction set: `xla`, `cpu avx512bf16`."""
+    if for_policy(policy) == "xla":
         return "xla"
     from qwen_asr_jax.kernels import cpu
 

@@ -73,3 +73,8 @@ class TextDecoder(nnx.Module):
         """`[..., D]` normed hidden states to `[..., V]` (or the aligner's classes) in the logits dtype."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return head.attend(hidden)
+
+    def greedy(self, hidden: Array) -> tuple[Array, Array]:
+        """`[B, D]` normed hidden states to each row's likeliest token, `[B]` int32, and its log-probability, `[B]` float32."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return head.greedy(hidden)

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.config import AudioConfig
+from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.nn.layers import Linear
 from qwen_asr_jax.nn.parameters import parameter
 from qwen_asr_jax.ops.activations import gelu
@@ -20,7 +22,7 @@ _MAX_CHUNKS_AT_ONCE = 64
 
 
 class Conv2d(nnx.Module):
-    """One strided 3 x 3 convolution; the weight is `[3 (time), 3 (freq), c_in, c_out]`."""
+    """One strided 3 x 3 convolution and its GELU; the weight is `[3 (time), 3 (freq), c_in, c_out]`."""
 
     def __init__(self, c_in: int, c_out: int, *, policy: Policy, rngs: nnx.Rngs | None = None):
         self.weight = parameter((3, 3, c_in, c_out), policy.param, rngs, fan_in=9 * c_in)
@@ -28,8 +30,14 @@ class Conv2d(nnx.Module):
         self.policy = policy
 
     def __call__(self, x: Array) -> Array:
-        """`[n, time, freq, c_in]` to `[n, ceil(time / 2), ceil(freq / 2), c_out]` in the accumulation dtype."""
-        return conv_stride2(narrow(x, self.policy.compute), self.weight[...], self.bias[...], accum_dtype=self.policy.accum)
+        """`[n, time, freq, c_in]` to `gelu(conv)`, `[n, ceil(time / 2), ceil(freq / 2), c_out]`.
+
+        In the accumulation dtype or, where the native kernels do it, already in the compute dtype.
+        """
+        if kernels.for_policy(self.policy) == "cpu":
+            return calls.conv_gelu(x, self.weight[...], self.bias[...])
+        x = narrow(x, self.policy.compute)
+        return gelu(conv_stride2(x, self.weight[...], self.bias[...], accum_dtype=self.policy.accum))
 
 
 class ConvStem(nnx.Module):
@@ -56,7 +64,7 @@ class ConvStem(nnx.Module):
     def _convolve(self, chunks: Array) -> Array:
         x = chunks[..., None]
         for conv in (self.conv2d1, self.conv2d2, self.conv2d3):
-            x = gelu(conv(x))
+            x = conv(x)
         # The checkpoint's linear layer counts features channel by channel, frequency inside.
         x = jnp.swapaxes(x, 2, 3)
         return self.conv_out(x.reshape(*x.shape[:2], -1))

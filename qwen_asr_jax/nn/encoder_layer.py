@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.config import AudioConfig
-from qwen_asr_jax.nn.layers import LayerNorm, Linear
+from qwen_asr_jax.kernels.cpu import calls
+from qwen_asr_jax.nn.layers import LAYER_NORM_EPS, LayerNorm, Linear
 from qwen_asr_jax.ops.activations import gelu
 from qwen_asr_jax.ops.attention import attend
 from qwen_asr_jax.ops.cast import FP16_LIMIT, narrow
@@ -62,9 +64,28 @@ class EncoderLayer(nnx.Module):
         self.fc1 = Linear(config.embed_dim, config.mlp_dim, bias=True, policy=policy, rngs=rngs)
         self.fc2 = Linear(config.mlp_dim, config.embed_dim, bias=True, policy=policy, rngs=rngs)
         self.clamps = policy.compute_dtype == "float16"
+        self.policy = policy
 
     def __call__(self, x: Array, window_mask: Array) -> Array:
         """`[B, T, D]` in the accumulation dtype to the same; `window_mask` as in `WindowedAttention`."""
+        if kernels.for_policy(self.policy) == "cpu":
+            return self._native(x, window_mask)
         x = x + self.self_attn(self.self_attn_layer_norm(x), window_mask)
         x = x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
         return jnp.clip(x, -FP16_LIMIT, FP16_LIMIT) if self.clamps else x
+
+    def _native(self, x: Array, window_mask: Array) -> Array:
+        """All of the layer in one call."""
+        attention = self.self_attn
+        linears = (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj, self.fc1, self.fc2)
+        before, after = self.self_attn_layer_norm, self.final_layer_norm
+        return calls.encoder_layer(
+            x,
+            jnp.sum(window_mask, axis=-1, dtype=jnp.int32),
+            (before.weight[...], before.bias[...], after.weight[...], after.bias[...]),
+            tuple(each.matrix() for each in linears),
+            heads=attention.num_heads,
+            window=window_mask.shape[-1],
+            eps=LAYER_NORM_EPS,
+            limit=FP16_LIMIT if self.clamps else 0.0,
+        )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from qwen_asr_jax import kernels
+from qwen_asr_jax.kernels.cpu import calls
+from qwen_asr_jax.kernels.cpu.calls import Matrix
 from qwen_asr_jax.nn.parameters import matrix, ones, parameter
 from qwen_asr_jax.ops.cast import narrow
 from qwen_asr_jax.ops.embedding import lookup
-from qwen_asr_jax.ops.linear import implementations, linear
+from qwen_asr_jax.ops.linear import linear
 from qwen_asr_jax.ops.norms import layer_norm, rms_norm
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.typing import Array
@@ -17,10 +21,12 @@ LAYER_NORM_EPS = 1e-5
 """PyTorch's default, which the encoder uses; it is in no config file. Flax's default (1e-6) shifts outputs by 2.6e-5."""
 
 
-def linear_implementation(policy: Policy) -> str:
-    """The implementation of `linear` that the policy's choice comes to; XLA's where the chosen kernels have none."""
-    name = kernels.choose(policy.implementation)
-    return name if name in implementations() else "xla"
+_FEW_ROWS = 16
+"""Up to so many rows the head's kernel reads the weights once; for more, packing them for a product is faster."""
+
+
+def _value(parameter: nnx.Param[Array] | None) -> Array | None:
+    return None if parameter is None else parameter[...]
 
 
 class Linear(nnx.Module):
@@ -36,11 +42,15 @@ class Linear(nnx.Module):
         return linear(
             narrow(x, self.policy.compute),
             self.weight[...],
-            None if self.bias is None else self.bias[...],
-            scale=None if self.scale is None else self.scale[...],
+            _value(self.bias),
+            scale=_value(self.scale),
             accum_dtype=self.policy.accum,
-            implementation=linear_implementation(self.policy),
+            implementation=kernels.for_policy(self.policy),
         )
+
+    def matrix(self) -> Matrix:
+        """The parameters as the native kernels take them."""
+        return Matrix(self.weight[...], _value(self.scale), _value(self.bias))
 
 
 class Embedding(nnx.Module):
@@ -52,18 +62,29 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         """`[B, T]` int32 to `[B, T, D]` in the accumulation dtype."""
-        scale = None if self.scale is None else self.scale[...]
-        return lookup(self.weight[...], ids, scale).astype(self.policy.accum)
+        return lookup(self.weight[...], ids, _value(self.scale)).astype(self.policy.accum)
 
     def attend(self, x: Array) -> Array:
         """Logits: `[..., D]` to `[..., V]` in the logits dtype."""
         return linear(
             narrow(x, self.policy.compute),
             self.weight[...],
-            scale=None if self.scale is None else self.scale[...],
+            scale=_value(self.scale),
             accum_dtype=self.policy.logits,
-            implementation=linear_implementation(self.policy),
+            implementation=kernels.for_policy(self.policy),
         )
+
+    def greedy(self, x: Array) -> tuple[Array, Array]:
+        """The largest logit of each row: `[B, D]` to `(token [B] int32, its log-probability [B] float32)`.
+
+        The native kernels take it without ever storing the logits.
+        """
+        if kernels.for_policy(self.policy) == "cpu" and x.shape[0] <= _FEW_ROWS:
+            token, top, log_sum = calls.head(x, Matrix(self.weight[...], _value(self.scale)))
+            return token, top - log_sum
+        logits = self.attend(x)
+        top = jnp.max(logits, axis=-1)
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), top - jax.nn.logsumexp(logits, axis=-1)
 
 
 class LayerNorm(nnx.Module):

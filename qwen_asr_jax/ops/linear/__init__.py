@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qwen_asr_jax.ops.linear import xla
+from qwen_asr_jax import kernels
+from qwen_asr_jax.ops.linear import cpu, xla
 from qwen_asr_jax.typing import Array, DType
 
-_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"xla": xla.linear}
-
-
-def implementations() -> tuple[str, ...]:
-    """The names that `linear` knows."""
-    return tuple(_IMPLEMENTATIONS)
+_IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {"xla": xla.linear, "cpu": cpu.linear}
 
 
 def linear(
@@ -43,13 +39,13 @@ def linear(
       `[..., F]` in `accum_dtype`.
 
     Raises:
-      NotImplementedError: there is no implementation of that name here.
+      NotImplementedError: there is no implementation of that name here, or it cannot multiply these dtypes.
     """
-    name = "xla" if implementation in (None, "auto") else implementation
-    if name not in _IMPLEMENTATIONS:
-        raise NotImplementedError(f"linear: no implementation {name!r}; there are {', '.join(_IMPLEMENTATIONS)}")
+    name = kernels.choose(implementation or "auto")
+    if implementation in (None, "auto") and not cpu.fits(x, weight):
+        name = "xla"
     out = _IMPLEMENTATIONS[name](x, weight, scale=scale, accum_dtype=accum_dtype)
     return out if bias is None else out + bias
 
 
-__all__ = ["implementations", "linear"]
+__all__ = ["linear"]
