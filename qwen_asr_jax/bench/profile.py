@@ -82,7 +82,8 @@ def _events(trace: pathlib.Path) -> Iterator[tuple[str, str, float]]:
             for line in plane.lines:
                 for event in line.events:
                     stats = dict(event.stats)
-                    if "hlo_op" in stats and "hlo_module" in stats:
+                    # A loop's own event lasts as long as all that it runs.
+                    if "hlo_op" in stats and "hlo_module" in stats and not str(stats["hlo_op"]).startswith("while"):
                         stage = str(stats["hlo_module"]).removeprefix("jit_").split("(")[0]
                         yield stage, str(stats["hlo_op"]), event.duration_ns / 1e6
 
@@ -94,6 +95,7 @@ def _program_texts() -> Iterator[tuple[str, str]]:
 
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (\(?[a-z0-9]+\[[\d,]*\])")
+_NATIVE = re.compile(r'custom_call_target="(qwen_asr_\w+?)(?:_v\d+)?"')
 _METADATA = re.compile(r'op_name="([^"]*)"(?:.*?stack_frame_id=(\d+))?')
 _TABLE_ROW = re.compile(r"^(\d+) (.*)$")
 
@@ -106,7 +108,8 @@ def operation_sources(text: str) -> dict[str, Operation]:
         instruction = _INSTRUCTION.match(line)
         metadata = _METADATA.search(line)
         if instruction and metadata:
-            kind = metadata[1].rsplit("/", 1)[-1]
+            native = _NATIVE.search(line)
+            kind = native[1] if native else metadata[1].rsplit("/", 1)[-1]
             function = frames.get(metadata[2] or "", "")
             found[instruction[1]] = (f"{function} {kind}".strip(), instruction[2].lstrip("("))
     return found

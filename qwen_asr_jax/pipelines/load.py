@@ -83,7 +83,7 @@ def with_chosen_kernels(policy: Policy) -> Policy:
       BackendError: they are not available, or there are none of that name.
     """
     try:
-        return dataclasses.replace(policy, implementation=kernels.choose(policy.implementation))
+        return dataclasses.replace(policy, implementation=kernels.for_policy(policy))
     except NotImplementedError as e:
         raise BackendError(str(e)) from None
 

@@ -143,7 +143,8 @@ def test_a_config_in_place_of_a_policy(bench, tiny_original):
 
 
 def test_profile(bench, tiny_original, tmp_path):
-    out, _, _ = bench(f"-d={tiny_original}", "-s=1", "--decode_tokens=2", f"--profile_dir={tmp_path / 'trace'}")
+    flags = (f"-d={tiny_original}", "-s=1", "--decode_tokens=2", "--implementation=xla")
+    out, _, _ = bench(*flags, f"--profile_dir={tmp_path / 'trace'}")
     assert "decode: " in out
     assert "GatedMLP dot_general" in out
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))

@@ -54,12 +54,20 @@ def test_a_program_without_a_table_of_frames():
     assert operation_sources(text) == {"x.1": ("add", "f32[2]")}
 
 
+def test_native_kernels_go_by_their_names():
+    call = 'custom-call(%a), custom_call_target="qwen_asr_head_v1", metadata={op_name="jit(decode)/while/body/ffi_call"}'
+    assert operation_sources(f"  %ffi_call.2 = (s32[1]{{0}}, f32[1]{{0}}) {call}\n") == {
+        "ffi_call.2": ("qwen_asr_head", "s32[1]")
+    }
+
+
 def test_a_real_trace(model, tmp_path):
     model.transcribe(synthetic(1.0), max_new_tokens=4)
     table = profile_table(lambda: model.transcribe(synthetic(1.0), max_new_tokens=4), tmp_path / "trace")
     titles = [line.split(":")[0] for line in table.splitlines() if " ms " in line and ":" in line]
     assert {"encode", "prefill", "decode", "log_mel"} <= set(titles)
-    assert "GatedMLP dot_general" in table
+    native = model.engine.policy.implementation == "cpu"
+    assert ("DecoderLayer._native qwen_asr_decoder_layer" if native else "GatedMLP dot_general") in table
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 

@@ -1,7 +1,7 @@
 """The CPU kernels as functions of arrays: what `src/handlers.cc` offers, callable inside `jit` and loops.
 
-Operands come in float32 and are rounded inside as the weights ask: to their dtype, or to bfloat16 for int8 weights (up to 8 rows
-of them: to 16-bit integers with a scale per row, which is finer). Sums are float32.
+Operands come in float32 and are rounded inside as the weights ask: to their dtype, or to bfloat16 for int8 weights (up to
+8 rows of them: to 16-bit integers with a scale per row, which is finer). Sums are float32.
 """
 
 from __future__ import annotations
