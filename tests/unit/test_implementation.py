@@ -13,7 +13,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from qwen_asr_jax import cli, kernels
-from qwen_asr_jax.bench import fields, provenance, tables
+from qwen_asr_jax.bench import baseline, fields, provenance, tables
 from qwen_asr_jax.bench.compare import compare_sets
 from qwen_asr_jax.bench.options import Options
 from qwen_asr_jax.bench.record import parse
@@ -176,6 +176,17 @@ def test_sets_are_compared_across_kernels_if_asked_for():
     assert "avx2" not in row.what
     rows = compare_sets([old, native], [old, native]).rows
     assert sorted("cpu avx2" in row.what for row in rows) == [False, True]
+
+
+def test_a_log_compares_new_kernels_with_old_ones_where_it_has_no_others():
+    old, native, same = record(), record((50.0, 55.0), implementation="cpu avx2"), record(implementation="xla")
+    found = baseline.compare([old], [native])
+    assert found.pairs == [(old, native)]
+    assert "kernels xla -> cpu avx2" in baseline.comparison_text(found, "before")
+    found = baseline.compare([old], [native, same])
+    assert (found.pairs, found.gone, found.new) == ([(old, same)], [], [native])
+    found = baseline.compare([native], [record(implementation="cpu avx512"), same])
+    assert (len(found.pairs), len(found.gone), len(found.new)) == (1, 0, 1)
 
 
 def test_memory_is_shown_by_kernels_where_they_differ():
