@@ -16,6 +16,7 @@ from qwen_asr_jax.bench.fields import (
     figure,
     figure_label,
     identity,
+    implementation,
     make_rows,
     mapping,
     measured_at,
@@ -43,7 +44,8 @@ class LogPair:
     """Two logs side by side.
 
     Attributes:
-      pairs: records of one `fields.identity`, before and after.
+      pairs: records of one `fields.identity`, before and after; where none is left, of one but for the kernels, as those are
+        what an entry may be about.
       gone: records of the baseline without a counterpart.
       new: records without a counterpart in the baseline.
       repeats: older measurements of the same, on either side; the newest is compared.
@@ -58,12 +60,21 @@ class LogPair:
 def compare(before: Iterable[Record], after: Iterable[Record]) -> LogPair:
     """Pairs the newest of what both sides measured; failed points count as not measured."""
     (old, old_repeats), (new, new_repeats) = (_newest(r for r in side if r.error is None) for side in (before, after))
-    return LogPair(
-        pairs=[(old[key], record) for key, record in new.items() if key in old],
-        gone=[record for key, record in old.items() if key not in new],
-        new=[record for key, record in new.items() if key not in old],
-        repeats=old_repeats + new_repeats,
-    )
+    pairs = [(old[key], record) for key, record in new.items() if key in old]
+    gone = {_but_for_kernels(record): record for key, record in old.items() if key not in new}
+    added = []
+    for key, record in new.items():
+        if key not in old:
+            before_it = gone.pop(_but_for_kernels(record), None)
+            if before_it is None:
+                added.append(record)
+            else:
+                pairs.append((before_it, record))
+    return LogPair(pairs=pairs, gone=list(gone.values()), new=added, repeats=old_repeats + new_repeats)
+
+
+def _but_for_kernels(record: Record) -> tuple[str, ...]:
+    return tuple(identity(record, without=("implementation",)).values())
 
 
 def comparison_text(comparison: LogPair, name: str) -> str:
@@ -142,8 +153,11 @@ def _newest(records: Iterable[Record]) -> tuple[dict[tuple[str, ...], Record], i
 
 
 def _changes(pairs: Sequence[tuple[Record, Record]]) -> str:
-    """The fields of the environment that differ between the sides, `jax 0.10.2 -> 0.11.1`."""
+    """The fields of the environment, and the kernels, that differ between the sides, `jax 0.10.2 -> 0.11.1`."""
     changes = []
+    kernels = [sorted({implementation(pair[side]) for pair in pairs if pair[side].model}) for side in (0, 1)]
+    if kernels[0] != kernels[1]:
+        changes.append(f"kernels {' / '.join(kernels[0])} -> {' / '.join(kernels[1])}")
     for name in ENVIRONMENT[:-1]:  # whether there are uncommitted changes stands with the commit
         old, new = (sorted({_environment_value(pair[side], name) for pair in pairs}) for side in (0, 1))
         if old != new:

@@ -6,6 +6,7 @@ Rows are outputs (`[out, in]`), so a product takes its scale after the sum: `(x 
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import lax
 
 from qwen_asr_jax.ops.cast import narrow
 from qwen_asr_jax.typing import Array, DType
@@ -24,12 +25,13 @@ def quantize_rows(weight: Array) -> tuple[Array, Array]:
       `(values, scale)`: `[F, D]` int8 within +-`LIMIT`, and `[F]` float32, `max|row| / LIMIT`. A row of zeros has scale 0. A
       row with a NaN or an infinity has scale NaN, so that it does not become finite; its values mean nothing.
     """
-    weight = weight.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(weight), axis=1) / LIMIT
+    scale = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=1) / LIMIT
     scale = jnp.where(jnp.isfinite(scale), scale, jnp.nan)
     # A row of zeros must not be divided by its scale; a NaN must not be cast, as what it becomes differs by platform.
     divisor = jnp.where(scale > 0, scale, jnp.inf)
-    values = jnp.clip(jnp.round(weight / divisor[:, None]), -LIMIT, LIMIT)
+    # Behind the barrier the matrix is converted again, inside the loop that divides: shared, the float32 copy would be stored.
+    again, divisor = lax.optimization_barrier((weight, divisor))
+    values = jnp.clip(jnp.round(again.astype(jnp.float32) / divisor[:, None]), -LIMIT, LIMIT)
     return jnp.where(jnp.isnan(values), 0, values).astype(jnp.int8), scale
 
 

@@ -12,6 +12,7 @@ from types import TracebackType
 import jax
 import tqdm
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.audio.read import duration_seconds
 from qwen_asr_jax.cli import EXIT_FAILED, EXIT_OK, STARTED, warn
 from qwen_asr_jax.engine.compilations import compilations
@@ -65,9 +66,11 @@ class Reporter:
         )
         self._shown = 0
         if verbose:
+            policy = model.engine.policy
             warn(
-                f"model {model.name}, policy {model.engine.policy.name}, {jax.default_backend()} x{jax.device_count()},"
-                f" {os.environ.get('NPROC', '?')} CPU threads, weights loaded in {model.load_s:.2f} s"
+                f"model {model.name}, policy {policy.name}, kernels {kernels.describe(policy.implementation)},"
+                f" {jax.default_backend()} x{jax.device_count()}, {os.environ.get('NPROC', '?')} CPU threads,"
+                f" weights loaded in {model.load_s:.2f} s"
             )
 
     def __enter__(self) -> Reporter:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -71,7 +72,7 @@ def test_default_is_a_small_model_and_silence_and_says_so(bench):
     out, err, (record,) = bench("--decode_tokens=6")
     assert "no --model_dir, so the default model is measured: the tiny geometry with random weights" in err
     assert (record.workload, record.model["name"], record.audio["name"]) == ("full", "random-tiny", "silence 5 s")
-    assert out.startswith("full: random-tiny, bf16, silence 5 s (5.00 s), ")
+    assert re.match(r"full: random-tiny, bf16, (xla|cpu \w+), silence 5 s \(5\.00 s\), ", out)
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:3]] == ["run 1/2", "run 2/2"]
     header = next(line for line in lines if "median" in line)
