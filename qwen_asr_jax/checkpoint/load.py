@@ -16,6 +16,7 @@ import numpy as np
 from qwen_asr_jax.checkpoint import orbax_store
 from qwen_asr_jax.checkpoint.key_map import SCALE, Entry, entries, ignored_names, mismatches, summary
 from qwen_asr_jax.checkpoint.safetensors_reader import TensorFiles
+from qwen_asr_jax.checkpoint.stored_tensor import StoredTensor, aligned_empty
 from qwen_asr_jax.config import ModelConfig
 from qwen_asr_jax.errors import CheckpointError
 from qwen_asr_jax.models.functional import Definition, split
@@ -23,9 +24,7 @@ from qwen_asr_jax.models.qwen3_asr import Qwen3ASR
 from qwen_asr_jax.ops.cast import FP16_LIMIT
 from qwen_asr_jax.ops.quantize import quantize_rows
 from qwen_asr_jax.policy import Policy
-from qwen_asr_jax.typing import Array, DType, Params
-
-_ALIGNMENT = 64  # XLA's CPU backend takes over a buffer without copying when it starts on a cache line
+from qwen_asr_jax.typing import Array, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,31 +101,40 @@ def _load(files: TensorFiles, wanted: list[Entry]) -> Params:
         if entry.dtype == np.int8:
             # One tensor is quantised while the next is read; were there more, their sources would fill the memory.
             jax.block_until_ready(quantising)
-            node[entry.path[-1]], node[SCALE] = quantising = _quantize(tensor)
+            node[entry.path[-1]], node[SCALE] = quantising = _quantize(_stored_array(tensor))
         else:
-            node[entry.path[-1]] = _place(entry.to_parameter(tensor), entry.dtype)
+            node[entry.path[-1]] = _place(entry, tensor)
     return jax.block_until_ready(params)
 
 
 _quantize = jax.jit(quantize_rows)
 
 
-def cast_array(tensor: np.ndarray, dtype: DType) -> np.ndarray:
-    """The tensor in `dtype`, contiguous, in a buffer that XLA's CPU backend can take over as it is."""
-    size = tensor.size * dtype.itemsize
-    buffer = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    out = buffer[start : start + size].view(dtype).reshape(tensor.shape)
+def _place(entry: Entry, tensor: StoredTensor) -> Array:
+    if tensor.dtype == entry.dtype and entry.shape == entry.stored_shape:
+        return jax.device_put(_stored_array(tensor), may_alias=True)
+    out = aligned_empty(entry.shape, entry.dtype)
+    if entry.shape != entry.stored_shape:
+        cast_into(out, entry.to_parameter(tensor.read()))
+    else:
+        for where, piece in tensor.pieces():
+            cast_into(out.reshape(-1)[where], piece)
+    return jax.device_put(out, may_alias=True)
+
+
+def _stored_array(tensor: StoredTensor) -> np.ndarray:
+    """The values as stored: where they lie in the file if XLA can use them there, else in memory of their own."""
+    mapped = tensor.mapped()
+    return tensor.read() if mapped is None else mapped
+
+
+def cast_into(out: np.ndarray, tensor: np.ndarray) -> None:
+    """Fills `out` with the tensor's values in its own dtype."""
     with np.errstate(over="ignore"):
         np.copyto(out, tensor, casting="unsafe")  # NumPy knows no order between the two half-precision dtypes
-    if dtype == np.float16 and tensor.dtype != np.float16:
+    if out.dtype == np.float16 and tensor.dtype != np.float16:
         # As `ops.cast.narrow`. Clipping float16 is slow, so it is done only where there is something to clip; on the bits
         # of a positive float, integer order is float order.
         limit = np.float16(FP16_LIMIT)
         if ((out.view(np.uint16) & 0x7FFF) > limit.view(np.uint16)).any():
             np.clip(out, -limit, limit, out=out)
-    return out
-
-
-def _place(tensor: np.ndarray, dtype: DType) -> Array:
-    return jax.device_put(cast_array(tensor, dtype), may_alias=True)

@@ -1,19 +1,19 @@
-"""Reads one or many safetensors files tensor by tensor, without ever holding much of them in memory."""
+"""Reads one or many safetensors files tensor by tensor, without ever holding much of them in memory; writes single ones."""
 
 from __future__ import annotations
 
+import json
 import pathlib
+import struct
 from collections.abc import Iterator, Sequence
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
+from qwen_asr_jax.checkpoint.stored_tensor import ALIGNMENT, OpenShard, StoredTensor, file_stamp
 from qwen_asr_jax.config import read_json
 from qwen_asr_jax.errors import CheckpointError, OutputError
-
-_REMAP_BYTES = 256 << 20
-"""A file is closed and mapped again after this many bytes: pages read from a mapping count as resident until then."""
 
 _STORED_DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -39,7 +39,8 @@ class TensorFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.problems: list[str] = []
         self._file_of: dict[str, pathlib.Path] = {}
-        self._bytes: dict[str, int] = {}
+        self._place: dict[str, tuple[int, np.dtype]] = {}  # offset and dtype
+        self._stamps: dict[pathlib.Path, tuple[int, ...]] = {}
         index = model_dir / "model.safetensors.index.json"
         single = model_dir / "model.safetensors"
         if index.exists():
@@ -68,10 +69,12 @@ class TensorFiles:
         try:
             with path.open("rb"):
                 pass
+            self._stamps[path] = file_stamp(path.stat())
         except OSError as e:
             raise CheckpointError(f"{path}: cannot be read ({e.strerror})") from None
         try:
-            with safetensors.safe_open(path, framework="np") as f:
+            with safetensors.safe_open(path, framework="np") as f:  # checks the header
+                offsets = _offsets(path)
                 names = set(f.keys())
                 for name in sorted(names):
                     part = f.get_slice(name)
@@ -83,15 +86,15 @@ class TensorFiles:
                         self.problems.append(f"{name} is in two files, {self._file_of[name].name} and {path.name}")
                     self.shapes[name] = tuple(part.get_shape())
                     self._file_of[name] = path
-                    self._bytes[name] = int(np.prod(self.shapes[name])) * dtype.itemsize
+                    self._place[name] = offsets[name], dtype
         except (safetensors.SafetensorError, OSError, ValueError) as e:
             self.problems.append(f"{path.name} is truncated or not a safetensors file ({e}); download it again")
             return
         for name in sorted((expected or set()) - names):
             self.problems.append(f"{name} is not in {path.name}, where the index puts it")
 
-    def read(self, names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields `(name, tensor)` in whatever order reads fastest; a tensor is a private copy in its stored dtype.
+    def read(self, names: Sequence[str]) -> Iterator[tuple[str, StoredTensor]]:
+        """Yields `(name, tensor)` in the order in which the files hold them; use each before asking for the next.
 
         Raises:
           CheckpointError: a file vanished or changed since the headers were read.
@@ -100,35 +103,44 @@ class TensorFiles:
         for name in names:
             by_file.setdefault(self._file_of[name], []).append(name)
         for path, in_file in by_file.items():
-            group: list[str] = []
-            size = 0
-            for name in sorted(in_file, key=lambda n: -self._bytes[n]):
-                group.append(name)
-                size += self._bytes[name]
-                if size >= _REMAP_BYTES:
-                    yield from self._read_group(path, group)
-                    group, size = [], 0
-            yield from self._read_group(path, group)
+            with OpenShard(path, self._stamps[path]) as shard:
+                for name in sorted(in_file, key=lambda n: self._place[n][0]):
+                    offset, dtype = self._place[name]
+                    yield name, StoredTensor(shard, offset, self.shapes[name], dtype)
 
-    def _read_group(self, path: pathlib.Path, names: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-        try:
-            with safetensors.safe_open(path, framework="np") as f:
-                for name in names:
-                    yield name, f.get_tensor(name)
-        except (safetensors.SafetensorError, OSError) as e:
-            raise CheckpointError(f"{path}: cannot be read ({e}); download it again") from None
+
+def _offsets(path: pathlib.Path) -> dict[str, int]:
+    """Where in the file each tensor's bytes start, from a header that is known to be valid."""
+    with path.open("rb") as f:
+        (size,) = struct.unpack("<Q", f.read(8))
+        header = json.loads(f.read(size))
+    return {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
     """Writes one safetensors file, with the `format` metadata that transformers asks for.
 
+    The format leaves the data's alignment to the writer. Here they start on a cache line, and so does every tensor, as far as
+    sizes allow without gaps, which the format forbids: such tensors can be used where they lie (`StoredTensor.mapped`).
+
     Raises:
       OutputError: it cannot be written (disk full, for one).
     """
-    from safetensors.numpy import save_file
-
+    names = sorted(tensors, key=lambda name: (tensors[name].nbytes % ALIGNMENT > 0, name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name in names:
+        tensor = tensors[name]
+        code = next(code for code, dtype in _STORED_DTYPES.items() if dtype == tensor.dtype)
+        end = at + tensor.nbytes
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except safetensors.SafetensorError as e:
-        raise OutputError(f"{path}: cannot be written ({e})") from None
-    path.chmod(0o644)  # the library makes the file private
+        with path.open("wb") as f:
+            f.write(struct.pack("<Q", len(text)) + text)
+            for name in names:
+                f.write(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
+    except OSError as e:
+        raise OutputError(f"{path}: cannot be written ({e.strerror})") from None
