@@ -68,7 +68,7 @@ class Reporter:
         if verbose:
             policy = model.engine.policy
             warn(
-                f"model {model.name}, policy {policy.name}, kernels {kernels.describe(policy.implementation)},"
+                f"model {model.name}, policy {policy.name}, kernels {kernels.describe(policy)},"
                 f" {jax.default_backend()} x{jax.device_count()}, {os.environ.get('NPROC', '?')} CPU threads,"
                 f" weights loaded in {model.load_s:.2f} s"
             )
