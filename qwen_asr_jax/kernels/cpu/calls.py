@@ -39,12 +39,28 @@ def linear(x: Array, matrix: Matrix) -> Array:
     return _call("qwen_asr_linear", out)(x, matrix.weight, _vector(matrix.scale), _vector(matrix.bias))
 
 
-def head(x: Array, matrix: Matrix) -> tuple[Array, Array, Array]:
+@dataclasses.dataclass(frozen=True)
+class Screen:
+    """A head in int8, with which to find the few rows that can hold the largest logit.
+
+    Attributes:
+      weight: `[V, D]` int8.
+      scale: `[V]` float32.
+      error: `[V]` float32, at least the length of each row's difference between the head and this.
+    """
+
+    weight: Array
+    scale: Array
+    error: Array
+
+
+def head(x: Array, matrix: Matrix, screen: Screen | None = None) -> tuple[Array, Array, Array]:
     """The largest logit of each row, without the logits.
 
     Args:
       x: `[B, D]` float32, normed hidden states.
       matrix: `[V, D]`, without bias.
+      screen: the same in int8: token and logit stay those of `matrix`, the sum is of the logits in int8.
 
     Returns:
       `(token, top, log_sum)`, each `[B]`: int32, the first of the largest logits (the first NaN, if there is one); float32,
@@ -56,7 +72,9 @@ def head(x: Array, matrix: Matrix) -> tuple[Array, Array, Array]:
         jax.ShapeDtypeStruct(rows, jnp.float32),
         jax.ShapeDtypeStruct(rows, jnp.float32),
     )
-    token, top, log_sum = _call("qwen_asr_head", out)(x, matrix.weight, _vector(matrix.scale))
+    none = jnp.zeros((0, 0), jnp.int8)
+    given = (none, _vector(None), _vector(None)) if screen is None else (screen.weight, screen.scale, screen.error)
+    token, top, log_sum = _call("qwen_asr_head", out)(x, matrix.weight, _vector(matrix.scale), *given)
     return token, top, log_sum
 
 

@@ -87,7 +87,8 @@ ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 sc
   return ffi::Error::Success();
 }
 
-ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scales, ffi::ResultBuffer<ffi::S32> token,
+ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scales, ffi::AnyBuffer screen, F32 screen_scales,
+                 F32 screen_errors, ffi::ResultBuffer<ffi::S32> token,
                  ffi::ResultBuffer<ffi::F32> top, ffi::ResultBuffer<ffi::F32> log_sum) {
   const auto type = TypeOf(weight.element_type());
   if (!type) return Wrong("no such weight type");
@@ -96,6 +97,12 @@ ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scal
   if (auto error = ToMatrix(weight, scales, *type, head.matrix); error.failure()) return error;
   const auto shape = x.dimensions();
   if (shape.size() != 2 || shape[1] != head.matrix.cols) return Wrong("operand and weights do not fit");
+  if (screen.element_count() != 0) {
+    if (*type == Type::kI8) return Wrong("int8 weights need no screen");
+    if (auto error = ToMatrix(screen, screen_scales, Type::kI8, head.screen); error.failure()) return error;
+    if (head.screen.rows != head.matrix.rows || head.screen.cols != head.matrix.cols) return Wrong("the screen does not fit");
+    if (auto error = ToVector(screen_errors, head.matrix.rows, head.screen_errors); error.failure()) return error;
+  }
   head.batch = shape[0];
   head.x = x.typed_data();
   head.token = token->typed_data();
@@ -280,6 +287,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_head, qwen_asr::Head_,
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<qwen_asr::F32>()
                                   .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<qwen_asr::F32>()
+                                  .Arg<xla::ffi::AnyBuffer>()
+                                  .Arg<qwen_asr::F32>()
                                   .Arg<qwen_asr::F32>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::S32>>()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()

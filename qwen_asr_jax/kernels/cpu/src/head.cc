@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -11,6 +12,43 @@
 namespace qwen_asr {
 
 namespace {
+
+// The best of some logits, and what the logarithm of the sum of all exponentials is made of.
+struct Best {
+  float top;
+  float sum;  // of exp(logit - top)
+  int32_t token;
+};
+
+Best BestOf(const Kernels& kernels, float* logits, int64_t rows, int64_t begin) {
+  const float top = kernels.largest(logits, rows);
+  int64_t at = 0;
+  while (std::isnan(top) ? !std::isnan(logits[at]) : logits[at] != top) ++at;
+  const auto token = static_cast<int32_t>(begin + at);
+  if (std::isinf(top)) return {top, static_cast<float>(std::count(logits, logits + rows, top)), token};
+  return {top, kernels.exponentials(logits, rows, 1.0f, top), token};
+}
+
+// Takes in the best of later logits: of equal ones the first stays, and the first NaN wins.
+void Merge(Best& best, const Best& next) {
+  const float larger = std::max(best.top, next.top);
+  if (std::isinf(larger)) {
+    best.sum = best.top == next.top ? best.sum + next.sum : best.top > next.top ? best.sum : next.sum;
+  } else {
+    best.sum = best.sum * std::exp(best.top - larger) + next.sum * std::exp(next.top - larger);
+  }
+  if (!std::isnan(best.top) && (next.top > best.top || std::isnan(next.top))) {
+    best.top = next.top;
+    best.token = next.token;
+  }
+}
+
+// Merges one row's results of all pieces, which lie `batch` apart.
+Best MergeAll(const std::vector<Best>& all, int64_t batch, int64_t b) {
+  Best best = all[b];
+  for (size_t i = batch + b; i < all.size(); i += batch) Merge(best, all[i]);
+  return best;
+}
 
 class HeadJob {
  public:
@@ -34,27 +72,14 @@ class HeadJob {
       const auto* values = static_cast<const uint8_t*>(h_.matrix.values) + begin * width * SizeOf(h_.weights);
       kernels_.dot(h_.weights, values, h_.matrix.scales == nullptr ? nullptr : h_.matrix.scales + begin, rows, width, x.data(),
                    h_.batch, logits.data(), per_piece);
-      for (int64_t b = 0; b < h_.batch; ++b) best_[piece * h_.batch + b] = BestOf(logits.data() + b * per_piece, rows, begin);
+      for (int64_t b = 0; b < h_.batch; ++b) best_[piece * h_.batch + b] = BestOf(kernels_, logits.data() + b * per_piece, rows, begin);
     });
     phase_.Wait();
   }
 
   void Finish() {
     for (int64_t b = 0; b < h_.batch; ++b) {
-      Best best = best_[b];
-      for (size_t i = h_.batch + b; i < best_.size(); i += h_.batch) {
-        const Best& next = best_[i];
-        const float larger = std::max(best.top, next.top);
-        if (std::isinf(larger)) {
-          best.sum = best.top == next.top ? best.sum + next.sum : best.top > next.top ? best.sum : next.sum;
-        } else {
-          best.sum = best.sum * std::exp(best.top - larger) + next.sum * std::exp(next.top - larger);
-        }
-        if (!std::isnan(best.top) && (next.top > best.top || std::isnan(next.top))) {
-          best.top = next.top;
-          best.token = next.token;
-        }
-      }
+      const Best best = MergeAll(best_, h_.batch, b);
       h_.token[b] = best.token;
       h_.top[b] = best.top;
       h_.log_sum[b] = best.top + std::log(best.sum);
@@ -62,30 +87,130 @@ class HeadJob {
   }
 
  private:
-  struct Best {
-    float top;
-    float sum;  // of exp(logit - top)
-    int32_t token;
-  };
-
-  Best BestOf(float* logits, int64_t rows, int64_t begin) const {
-    const float top = kernels_.largest(logits, rows);
-    int64_t at = 0;
-    while (std::isnan(top) ? !std::isnan(logits[at]) : logits[at] != top) ++at;
-    if (std::isinf(top)) return {top, static_cast<float>(std::count(logits, logits + rows, top)), static_cast<int32_t>(begin + at)};
-    return {top, kernels_.exponentials(logits, rows, 1.0f, top), static_cast<int32_t>(begin + at)};
-  }
-
   const Head h_;
   const Kernels& kernels_;
   Phase phase_;
   std::vector<Best> best_;
 };
 
+// All rows of the head in int8 first; then, exactly, those that can still be the best. A logit in int8 is wrong by at most
+//   |w - q s| |x| + what rounding x and summing in float add,
+// so a row whose logit plus that is below another row's logit minus its own is not the best one.
+class ScreenedHeadJob {
+ public:
+  ScreenedHeadJob(const Head& head, int threads) : h_(head), kernels_(BestKernels()) {
+    const int64_t pieces = Pieces(Type::kI8, h_.screen);
+    best_.resize(pieces * h_.batch);
+    exact_.resize(pieces * h_.batch);
+    lower_.resize(pieces * h_.batch);
+    upper_.Reset(h_.batch * h_.matrix.rows);
+    screen_phase_.Init(pieces, threads);
+    exact_phase_.Init(pieces, threads);
+  }
+
+  void Work(int thread) {
+    Operands screened, exact;
+    std::vector<float> logits, factor, slack, threshold;
+    const int64_t width = h_.matrix.cols, per_piece = RowsPerPiece(Type::kI8, h_.screen), rows = h_.matrix.rows;
+    const auto fill = [&](int64_t b, float* to) {
+      std::memcpy(to, h_.x + b * width, width * sizeof(float));
+      kernels_.round(h_.weights, to, width);
+    };
+    screen_phase_.Run(thread, [&](int64_t piece) {
+      if (!screened.ready()) {
+        screened.Make(kernels_, Type::kI8, h_.batch, width, fill);
+        logits.resize(per_piece);
+        std::vector<float> x(width);
+        for (int64_t b = 0; b < h_.batch; ++b) {
+          fill(b, x.data());
+          double squares = 0.0;
+          for (const float each : x) squares += static_cast<double>(each) * each;
+          const double norm = std::sqrt(squares), root = std::sqrt(static_cast<double>(width));
+          factor.push_back(static_cast<float>(norm * 1.0001));
+          // A row's values are at most 127 scales. x is rounded to steps of its own scale (where operands are integers), and each
+          // of the two sums is off by at most `width` roundings.
+          const double rounding = 0.5 * screened.data()[b].scale * root + norm * 2.0 * width * 6e-8;
+          slack.push_back(static_cast<float>(127.0 * root * rounding * 1.0001));
+        }
+      }
+      const int64_t begin = piece * per_piece, count = std::min(per_piece, rows - begin);
+      for (int64_t b = 0; b < h_.batch; ++b) {
+        kernels_.dot(Type::kI8, h_.screen.Row(Type::kI8, begin), h_.screen.scales + begin, count, width, screened.data() + b, 1,
+                     logits.data(), per_piece);
+        float* upper = upper_.data() + b * rows + begin;
+        float lower = -std::numeric_limits<float>::infinity();
+        for (int64_t i = 0; i < count; ++i) {
+          const float wrong = h_.screen_errors[begin + i] * factor[b] + h_.screen.scales[begin + i] * slack[b];
+          upper[i] = logits[i] + wrong;
+          lower = std::max(lower, logits[i] - wrong);
+        }
+        lower_[piece * h_.batch + b] = lower;
+        best_[piece * h_.batch + b] = BestOf(kernels_, logits.data(), count, begin);
+      }
+    });
+    screen_phase_.Wait();
+    exact_phase_.Run(thread, [&](int64_t piece) {
+      if (threshold.empty()) {
+        threshold.assign(h_.batch, -std::numeric_limits<float>::infinity());
+        for (size_t i = 0; i < lower_.size(); ++i) threshold[i % h_.batch] = std::max(threshold[i % h_.batch], lower_[i]);
+      }
+      const int64_t begin = piece * per_piece, count = std::min(per_piece, rows - begin);
+      for (int64_t b = 0; b < h_.batch; ++b) {
+        Best best = {-std::numeric_limits<float>::infinity(), 0.0f, -1};
+        const float* upper = upper_.data() + b * rows + begin;
+        for (int64_t i = 0; i < count; ++i) {
+          if (upper[i] < threshold[b]) continue;  // a NaN is never less
+          if (!exact.ready()) exact.Make(kernels_, h_.weights, h_.batch, width, fill);
+          float logit;
+          kernels_.dot(h_.weights, h_.matrix.Row(h_.weights, begin + i), nullptr, 1, width, exact.data() + b, 1, &logit, 1);
+          if (best.token < 0) {
+            best = {logit, 0.0f, static_cast<int32_t>(begin + i)};
+          } else {
+            Merge(best, {logit, 0.0f, static_cast<int32_t>(begin + i)});
+          }
+        }
+        exact_[piece * h_.batch + b] = best;
+      }
+    });
+    exact_phase_.Wait();
+  }
+
+  void Finish() {
+    for (int64_t b = 0; b < h_.batch; ++b) {
+      Best best = {0.0f, 0.0f, -1};
+      for (size_t i = b; i < exact_.size(); i += h_.batch) {
+        if (exact_[i].token < 0) continue;
+        if (best.token < 0) {
+          best = exact_[i];
+        } else {
+          Merge(best, exact_[i]);
+        }
+      }
+      const Best all = MergeAll(best_, h_.batch, b);
+      h_.token[b] = best.token;
+      h_.top[b] = best.top;
+      h_.log_sum[b] = all.top + std::log(all.sum);
+    }
+  }
+
+ private:
+  const Head h_;
+  const Kernels& kernels_;
+  Phase screen_phase_, exact_phase_;
+  std::vector<Best> best_, exact_;
+  std::vector<float> lower_;
+  Buffer<float> upper_;
+};
+
 }  // namespace
 
 void RunHead(const Head& head, Pool& pool) {
   const int threads = ThreadsOf(pool);
+  if (head.screen.values != nullptr) {
+    auto job = std::make_shared<ScreenedHeadJob>(head, threads);
+    RunOnTeam(job, pool, threads);
+    return job->Finish();
+  }
   auto job = std::make_shared<HeadJob>(head, threads);
   RunOnTeam(job, pool, threads);
   job->Finish();

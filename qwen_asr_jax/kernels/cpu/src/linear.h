@@ -30,6 +30,11 @@ struct Head {
   int32_t* token;  // [B]
   float* top;      // [B], the highest logit
   float* log_sum;  // [B], log of the sum of exp(logits)
+
+  // The same matrix in int8, to find the few rows that can be the best; and the length of every row's difference to it. Then
+  // `log_sum` is that of the int8 logits. Null values for none.
+  Matrix screen;
+  const float* screen_errors;
 };
 
 // The head's argmax (the first of equal ones; the first NaN, if there is one), without ever storing the logits.
