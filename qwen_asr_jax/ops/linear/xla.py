@@ -6,7 +6,7 @@ before a one-row product, at 3 GB/s where the memory gives 30. Two arrangements 
 
 - bfloat16: a second row of zeros makes it a matrix-matrix product, which runs on bfloat16 operands as they are;
 - float16, and weights narrower than `x`, int8 among them: blocks of rows are converted one at a time, small enough to stay in
-  the cache. int8 under many rows of bfloat16 is converted as a whole instead, as the product then takes longer than that.
+  the cache. int8 becomes what `x` is, so that bfloat16 products are; the rest float32.
 """
 
 from __future__ import annotations
@@ -21,25 +21,24 @@ from jax import lax
 from qwen_asr_jax.ops.cast import precision_of
 from qwen_asr_jax.typing import Array, DType
 
-_BLOCK_BYTES = 2 << 20
-"""Float32 size of one converted block: fits the second-level cache, and large enough that the loop costs nothing."""
-
-
-_FEW_ROWS = 48
-"""Up to here int8 goes by blocks in float32; above, the bfloat16 product saves more than converting the matrix costs."""
+_BLOCK = 512 << 10
+"""Values of one converted block: fits the second-level cache, and large enough that the loop costs nothing."""
 
 
 def linear(x: Array, weight: Array, *, scale: Array | None = None, accum_dtype: DType) -> Array:
     """See `qwen_asr_jax.ops.linear.linear`."""
     leading, rows = x.shape[:-1], math.prod(x.shape[:-1])
     x = x.reshape(rows, x.shape[-1])
-    on_cpu = jax.default_backend() == "cpu"
-    if weight.dtype == np.int8 and (not on_cpu or (x.dtype == jnp.bfloat16 and rows > _FEW_ROWS)):
-        # Behind the barrier the conversion depends on x; otherwise XLA may convert all weights once, before the decode loop.
-        x, weight = lax.optimization_barrier((x, weight))
+    if jax.default_backend() != "cpu":
+        if weight.dtype == np.int8:
+            # Behind the barrier the conversion depends on x; otherwise XLA may convert all weights before the decode loop.
+            x, weight = lax.optimization_barrier((x, weight))
         out = _dot(x, weight.astype(x.dtype), accum_dtype)
-    elif not on_cpu or weight.dtype == np.float32:
+    elif weight.dtype == np.float32:
         out = _dot(x, weight.astype(x.dtype), accum_dtype)
+    elif weight.dtype == np.int8:
+        operand = x if x.dtype == jnp.bfloat16 else x.astype(jnp.float32)
+        out = _dot_by_blocks(operand, weight, accum_dtype)
     elif weight.dtype == x.dtype == jnp.bfloat16:
         out = _dot(jnp.pad(x, ((0, max(0, 2 - rows)), (0, 0))), weight, accum_dtype)[:rows]
     else:
@@ -55,15 +54,15 @@ def _dot(x: Array, weight: Array, accum_dtype: DType) -> Array:
 
 
 def _dot_by_blocks(x: Array, weight: Array, accum_dtype: DType) -> Array:
-    """`x @ weight.T`, converting `_BLOCK_BYTES` of the weights to float32 at a time."""
+    """`x @ weight.T`, converting whole rows of the weights to the dtype of `x`, `_BLOCK` values or fewer at a time."""
     features, width = weight.shape
-    block = max(1, min(-(-features // 2), _BLOCK_BYTES // (4 * width)))
+    block = -(-features // max(2, -(-features * width // _BLOCK)))
 
     def step(i: Array, out: Array) -> Array:
         # The last block is moved back to end with the matrix; what it overlaps is computed twice, to the same values.
         # Behind the barrier the conversion depends on the step; otherwise XLA may convert all of the weights before the loop.
         source, start = lax.optimization_barrier((weight, jnp.minimum(i * block, features - block)))
-        rows = lax.dynamic_slice_in_dim(source, start, block).astype(jnp.float32)
+        rows = lax.dynamic_slice_in_dim(source, start, block).astype(x.dtype)
         return lax.dynamic_update_slice_in_dim(out, _dot(x, rows, accum_dtype), start, axis=1)
 
     return lax.fori_loop(0, -(-features // block), step, jnp.zeros((x.shape[0], features), accum_dtype))
