@@ -1,6 +1,8 @@
 """Builds and runs the kernels' own tests: plain C++ without XLA, with the flags of the package's build.
 
 python tests/native/build.py [--cxx="clang++"] [--sanitize=address,undefined] [--emulator="qemu-aarch64"] [-- --quick ...]
+
+Exit status 77 where a tool is missing, which the line that it prints names.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ import importlib.util
 import os
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import types
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+SKIPPED = 77
 KEPT = ROOT / ".cache" / "native"
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+"""GCC 12 sees the last two in its own intrinsics."""
 
 
 def load_setup() -> types.ModuleType:
@@ -42,11 +48,17 @@ def build(cxx: list[str], flags: list[str]) -> pathlib.Path:
     folder = KEPT / digest.hexdigest()[:16]
     program = folder / "native_tests"
     if not program.exists():
-        objects = setup.compile_all(cxx, sources, folder, ["-Wall", "-Wextra", f"-I{kernels}", *flags])
+        objects = setup.compile_all(cxx, sources, folder, [*WARNINGS, f"-I{kernels}", *flags])
         aside = program.with_suffix(f".{os.getpid()}")
         setup.run(*cxx, *flags, *objects, "-pthread", "-o", str(aside))
         aside.replace(program)
     return program
+
+
+def skip(why: str) -> int:
+    """Says why nothing was tested."""
+    print(f"skipped: {why}")
+    return SKIPPED
 
 
 def main() -> int:
@@ -62,7 +74,16 @@ def main() -> int:
         flags = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={args.sanitize}", "-fno-sanitize-recover=all"]
     if args.emulator:
         flags.append("-static")
-    cxx = shlex.split(args.cxx) or load_setup().compiler()
+    try:
+        setup = load_setup()
+        cxx = shlex.split(args.cxx) or setup.compiler()
+    except ImportError as e:
+        return skip(str(e))
+    except setup.Failed as e:
+        return skip(str(e))
+    for tool in [cxx[0], *shlex.split(args.emulator)[:1]]:
+        if shutil.which(tool) is None:
+            return skip(f"there is no {tool} here")
     program = build(cxx, flags)
     return subprocess.run([*shlex.split(args.emulator), str(program), *args.arguments], check=False).returncode
 
