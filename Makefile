@@ -2,6 +2,7 @@
 # make test   environment, install, all tests that need no torch
 # make parity the reference extra (torch, transformers) and the comparison with it
 # make lint   ruff and mypy
+# make sanitize  the native kernels' tests under the compiler's sanitizers; make neon: on an emulated ARM processor, if there is one
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +11,7 @@ REFERENCE_TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo test parity lint clean
+.PHONY: demo test parity lint sanitize neon clean
 
 # A change to the native sources installs again, which compiles them.
 $(STAMP): pyproject.toml setup.py $(wildcard qwen_asr_jax/kernels/cpu/src/*)
@@ -33,6 +34,15 @@ lint: $(STAMP)
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+NATIVE = $(BIN)/python tests/native/build.py
+
+sanitize: $(STAMP)
+	$(NATIVE) --sanitize=address,undefined -- --quick || test $$? = 77
+	$(NATIVE) --sanitize=thread -- --quick --case pools || test $$? = 77
+
+neon: $(STAMP)
+	$(NATIVE) --cxx=aarch64-linux-gnu-g++ --emulator=qemu-aarch64 -- --quick || test $$? = 77
 
 clean:
 	rm -rf $(VENV) .cache demo_model build *.egg-info qwen_asr_jax/kernels/cpu/libqwen_asr_cpu.*

@@ -76,32 +76,39 @@ def headers() -> str:
     return str(pathlib.Path(spec.origin).parent / "include")
 
 
-def build(objects: pathlib.Path, library: pathlib.Path) -> None:
-    """Compiles every source, each instruction set with its own flags, and links."""
-    cxx = compiler()
+def compile_all(cxx: list[str], sources: list[pathlib.Path], objects: pathlib.Path, flags: list[str]) -> list[str]:
+    """Object files in the order of linking. A set that the compiler cannot do is left out, with a line that says so."""
     sets = INSTRUCTION_SETS.get(processor(cxx), {})
-    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-    include = ["-isystem", headers()]
     objects.mkdir(parents=True, exist_ok=True)
 
-    def compiled(name: str, *flags: str) -> str:
-        out = str(objects / f"{name}.o")
-        run(*cxx, *COMMON, *flags, *extra, *include, "-c", str(SOURCES / f"{name}.cc"), "-o", out)
+    def compiled(source: pathlib.Path, *more: str) -> str:
+        out = str(objects / f"{source.stem}.o")
+        run(*cxx, *COMMON, *more, *flags, "-c", str(source), "-o", out)
         return out
 
+    dispatch = next(source for source in sources if source.stem == "dispatch")
+    baseline = [s for s in sources if not s.stem.startswith("isa_") and s != dispatch]
+    baseline += [s for s in sources if s.stem == "isa_scalar"]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        of_sets = {name: pool.submit(compiled, f"isa_{name}", *flags) for name, flags in sets.items()}
-        others = sorted(p.stem for p in SOURCES.glob("*.cc") if not p.stem.startswith("isa_") and p.stem != "dispatch")
-        baseline = [pool.submit(compiled, name) for name in [*others, "isa_scalar"]]
-        linked, have = [each.result() for each in baseline], []
+        of_sets = {
+            name: pool.submit(compiled, dispatch.with_name(f"isa_{name}.cc"), *flags_of_set)
+            for name, flags_of_set in sets.items()
+        }
+        linked, have = [each.result() for each in [pool.submit(compiled, source) for source in baseline]], []
         for name, each in of_sets.items():
             try:
                 linked.append(each.result())
                 have.append(f"-DQWEN_HAVE_{name.upper()}")
             except Failed as e:
-                print(f"{library.name} is built without {name}: {e}", file=sys.stderr)
-    linked.insert(0, compiled("dispatch", *have))
+                print(f"the CPU kernels are built without {name}: {e}", file=sys.stderr)
+    return [compiled(dispatch, *have), *linked]
 
+
+def build(objects: pathlib.Path, library: pathlib.Path) -> None:
+    """Compiles every source, each instruction set with its own flags, and links."""
+    cxx = compiler()
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    linked = compile_all(cxx, sorted(SOURCES.glob("*.cc")), objects, [*extra, "-isystem", headers()])
     library.parent.mkdir(parents=True, exist_ok=True)
     exported = objects / "exported"
     if sys.platform == "darwin":
@@ -147,7 +154,8 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    ext_modules=[Extension(NAME, [], language="c++", optional=True)],
-    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
-)
+if __name__ == "__main__":  # the tests import this file for its flags
+    setup(
+        ext_modules=[Extension(NAME, [], language="c++", optional=True)],
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+    )
