@@ -101,7 +101,7 @@ def _load(files: TensorFiles, wanted: list[Entry]) -> Params:
         if entry.dtype == np.int8:
             # One tensor is quantised while the next is read; were there more, their sources would fill the memory.
             jax.block_until_ready(quantising)
-            node[entry.path[-1]], node[SCALE] = quantising = _quantize(_stored_array(tensor))
+            node[entry.path[-1]], node[SCALE] = quantising = _quantize(tensor.read())
         else:
             node[entry.path[-1]] = _place(entry, tensor)
     return jax.block_until_ready(params)
@@ -112,7 +112,9 @@ _quantize = jax.jit(quantize_rows)
 
 def _place(entry: Entry, tensor: StoredTensor) -> Array:
     if tensor.dtype == entry.dtype and entry.shape == entry.stored_shape:
-        return jax.device_put(_stored_array(tensor), may_alias=True)
+        # Mapped only where it then stays: pages that were merely copied from would be resident until the end of the file.
+        mapped = tensor.mapped() if jax.default_backend() == "cpu" else None
+        return jax.device_put(tensor.read() if mapped is None else mapped, may_alias=True)
     out = aligned_empty(entry.shape, entry.dtype)
     if entry.shape != entry.stored_shape:
         cast_into(out, entry.to_parameter(tensor.read()))
@@ -120,12 +122,6 @@ def _place(entry: Entry, tensor: StoredTensor) -> Array:
         for where, piece in tensor.pieces():
             cast_into(out.reshape(-1)[where], piece)
     return jax.device_put(out, may_alias=True)
-
-
-def _stored_array(tensor: StoredTensor) -> np.ndarray:
-    """The values as stored: where they lie in the file if XLA can use them there, else in memory of their own."""
-    mapped = tensor.mapped()
-    return tensor.read() if mapped is None else mapped
 
 
 def cast_into(out: np.ndarray, tensor: np.ndarray) -> None:
