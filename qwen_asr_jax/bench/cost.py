@@ -103,21 +103,27 @@ def transformer_flops(config: AudioConfig, frames: int) -> float:
     return 2 * (layers + tokens * (width**2 + width * config.output_dim))
 
 
-def prefill_cost(config: ModelConfig, params: Params, policy: Policy, tokens: int) -> Cost:
-    """A prompt of `tokens` into an empty cache, and the head once; the cache is written, not read."""
+def prefill_cost(config: ModelConfig, params: Params, policy: Policy, tokens: int, screen: Params = None) -> Cost:
+    """A prompt of `tokens` into an empty cache, and the head once; the cache is written, not read. `screen`: as below."""
     text = config.text
     attention = 2 * text.num_layers * text.num_heads * text.head_dim * tokens * (tokens + 1)  # causal: half of T x T, twice
     flops = tokens * _layer_flops(text) + attention + _head_flops(config)
-    return Cost(flops, _decoder_bytes(params) + cache_bytes(text, policy, 1, tokens))
+    return Cost(flops, _decoder_bytes(params, screen) + cache_bytes(text, policy, 1, tokens))
 
 
-def decode_cost(config: ModelConfig, params: Params, policy: Policy, context: float, rows: int = 1) -> Cost:
-    """One step of `rows` rows that each attend to `context` cached tokens: all weights once, the cache of every row."""
+def decode_cost(
+    config: ModelConfig, params: Params, policy: Policy, context: float, rows: int = 1, screen: Params = None
+) -> Cost:
+    """One step of `rows` rows that each attend to `context` cached tokens: all weights once, the cache of every row.
+
+    Args:
+      screen: what is read in place of the head, of which then only a few rows are (`ops.screen`); None for the head itself.
+    """
     text = config.text
     attention = 4 * text.num_layers * text.num_heads * text.head_dim * context
     per_token = cache_bytes(text, policy, 1, 1)
     flops = rows * (_layer_flops(text) + attention + _head_flops(config))
-    return Cost(flops, _decoder_bytes(params) + rows * context * per_token)
+    return Cost(flops, _decoder_bytes(params, screen) + rows * context * per_token)
 
 
 def _layer_flops(text: TextConfig) -> float:
@@ -130,9 +136,11 @@ def _head_flops(config: ModelConfig) -> float:
     return 2 * config.head_rows * config.text.embed_dim
 
 
-def _decoder_bytes(params: Params) -> int:
-    """Weights that a step reads: all, but of an embedding table that is not the head as well only single rows."""
+def _decoder_bytes(params: Params, screen: Params) -> int:
+    """Weights that a step reads: all, but of an embedding table that is not the head, and of a screened head, only rows."""
     decoder: dict[str, Any] = dict(params["decoder"])
     if "lm_head" in decoder:
         decoder.pop("embed_tokens")
-    return tree_bytes(decoder)
+    if screen is not None:
+        decoder.pop("lm_head" if "lm_head" in decoder else "embed_tokens")
+    return tree_bytes(decoder) + tree_bytes(screen)

@@ -53,7 +53,7 @@ def bench_model(
         measure(plan.run, runs=0, warmup=options.warmup)
     # What follows needs buffers of its own, so memory is read here, when everything has run once.
     used = {
-        "weights": bytes_by_dtype(model.engine.checkpoint.params),
+        "weights": bytes_by_dtype([model.engine.checkpoint.params, model.engine.screen]),
         "cache_bytes": plan.cache_bytes,
         "temp_bytes": memory.temp_bytes(),
         "peak_device_bytes": memory.device_bytes("peak_bytes_in_use"),

@@ -295,14 +295,15 @@ def _encoder_cost(model: QwenASR, jobs: Sequence[Job]) -> Cost:
 
 def _prefill_cost(model: QwenASR, jobs: Sequence[Job]) -> Cost:
     engine = model.engine
-    rows = [prefill_cost(engine.config, engine.checkpoint.params, engine.policy, len(job.prompt.ids)) for job in jobs]
+    params, screen = engine.checkpoint.params, engine.screen
+    rows = [prefill_cost(engine.config, params, engine.policy, len(job.prompt.ids), screen) for job in jobs]
     caches = sum(cache_bytes(engine.config.text, engine.policy, 1, len(job.prompt.ids)) for job in jobs[1:])
     return Cost(sum(cost.flops for cost in rows), rows[0].bytes + caches)
 
 
 def _decode_cost(model: QwenASR, context: float, rows: int) -> Cost:
     engine = model.engine
-    return decode_cost(engine.config, engine.checkpoint.params, engine.policy, context, rows)
+    return decode_cost(engine.config, engine.checkpoint.params, engine.policy, context, rows, engine.screen)
 
 
 def _cache_bytes(model: QwenASR, jobs: Sequence[Job]) -> int:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.audio import frames
 from qwen_asr_jax.checkpoint.load import Checkpoint
 from qwen_asr_jax.engine import verbs
 from qwen_asr_jax.engine.buckets import Buckets, default_buckets
 from qwen_asr_jax.engine.state import DecodeState, new_state
 from qwen_asr_jax.ops.mel import reflect_pad
+from qwen_asr_jax.ops.screen import screen_of
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.text.prompt import Prompt
 from qwen_asr_jax.typing import Array
@@ -28,9 +30,15 @@ class Engine:
       policy: dtypes.
       buckets: how shapes are rounded.
       checkpoint: module definitions and weights.
+      screen: of the head, for the native kernels; None without one.
     """
 
-    def __init__(self, checkpoint: Checkpoint, policy: Policy, buckets: Buckets | None = None):
+    def __init__(self, checkpoint: Checkpoint, policy: Policy, buckets: Buckets | None = None, *, screen_head: bool = False):
+        """Takes over a checkpoint.
+
+        Args:
+          screen_head: make a screen of the head (`ops.screen`), where native kernels and a head that is not int8 can use it.
+        """
         self.config = checkpoint.config
         self.policy = policy
         self.buckets = buckets or default_buckets(jax.default_backend())
@@ -38,6 +46,10 @@ class Engine:
         eos_ids = np.asarray(self.config.eos_token_ids, np.int32)
         self._eos_ids = jax.device_put(eos_ids)
         self._no_eos_ids = jax.device_put(np.full_like(eos_ids, verbs.NO_TOKEN))  # of one shape: the programs are shared
+        self.screen = None
+        if screen_head and kernels.for_policy(policy) == "cpu" and policy.head != np.int8:
+            decoder = checkpoint.params["decoder"]
+            self.screen = jax.block_until_ready(screen_of(decoder.get("lm_head", decoder["embed_tokens"])["weight"]))
         self._spare: dict[tuple[int, int], DecodeState] = {}
 
     def num_audio_tokens(self, num_samples: int) -> int:
@@ -100,7 +112,9 @@ class Engine:
             ids, audio_index = prompt_block(prompts, rows, at, size)
             embeddings = verbs.embed(decoder, params, ids, features, audio_index)
             in_block = np.clip(lengths - at, 0, size)
-            state = verbs.prefill(decoder, params, state, embeddings, in_block, budget, eos_ids, first=at == 0)
+            state = verbs.prefill(
+                decoder, params, state, embeddings, in_block, budget, eos_ids, first=at == 0, screen=self.screen
+            )
             at += size
         return state
 
@@ -121,6 +135,7 @@ class Engine:
             self._no_eos_ids if ignore_eos else self._eos_ids,
             np.int32(min(steps, chunk)),
             chunk=chunk,
+            screen=self.screen,
         )
         return state, np.asarray(tokens)
 

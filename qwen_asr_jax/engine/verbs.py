@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_asr_jax.engine.state import DecodeState
+from qwen_asr_jax.kernels.cpu.calls import Screen
 from qwen_asr_jax.models.functional import Definition
 from qwen_asr_jax.ops import mel
 from qwen_asr_jax.typing import Array, Params
@@ -62,6 +63,7 @@ def prefill(
     eos_ids: Array,
     *,
     first: bool,
+    screen: Screen | None = None,
 ) -> DecodeState:
     """Appends one block of the prompt; a row's last block also chooses its first token.
 
@@ -72,6 +74,7 @@ def prefill(
       budget: `[B]` int32, tokens that each row may choose in all; 0 for padding rows.
       eos_ids: `[E]` int32.
       first: this is the first block. It then attends to itself alone, not to the cache.
+      screen: of the head, or None; see `ops.screen`.
 
     Returns:
       The state: for a row that ended its prompt in this block, `token` is its first choice, and `done` says whether that
@@ -84,7 +87,7 @@ def prefill(
     # The head is only needed at each row's last token: 0.3 GFLOP instead of that times the prompt.
     last = jnp.clip(num_tokens - 1, 0, time - 1)
     last_hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-    chosen, _ = decoder.greedy(last_hidden)
+    chosen, _ = decoder.greedy(last_hidden, screen)
     here = (num_tokens > 0) | first
     token = jnp.where(here, chosen, state.token)
     return DecodeState(
@@ -100,7 +103,14 @@ def prefill(
 
 @functools.partial(jax.jit, static_argnames=("definition", "chunk"), donate_argnames="state")
 def decode(
-    definition: Definition, params: Params, state: DecodeState, eos_ids: Array, steps: Array, *, chunk: int
+    definition: Definition,
+    params: Params,
+    state: DecodeState,
+    eos_ids: Array,
+    steps: Array,
+    *,
+    chunk: int,
+    screen: Screen | None = None,
 ) -> tuple[DecodeState, Array]:
     """Greedy decoding on the device until all rows have ended, for `steps` steps at most.
 
@@ -108,6 +118,7 @@ def decode(
       eos_ids: `[E]` int32; choosing one ends a row.
       steps: int32 scalar, at most `chunk`. A value, not a shape: short calls for streaming share the program.
       chunk: columns of the result.
+      screen: of the head, or None; see `ops.screen`.
 
     Returns:
       The state, and `[B, chunk]` int32: the tokens chosen, end tokens included, `NO_TOKEN` behind each row's end.
@@ -125,7 +136,7 @@ def decode(
         # Rows that have ended run along; they write their next slot again and again, never past the end.
         start = jnp.minimum(state.length, slots - 1)
         hidden, k_cache, v_cache = decoder(decoder.embed(state.token[:, None]), state.k_cache, state.v_cache, start, True)
-        chosen, _ = decoder.greedy(hidden[:, 0])
+        chosen, _ = decoder.greedy(hidden[:, 0], screen)
         running = ~state.done
         token = jnp.where(running, chosen, state.token)
         out = jax.lax.dynamic_update_slice(out, jnp.where(running, token, NO_TOKEN)[:, None], (0, i))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen_asr_jax.config import ModelConfig
+from qwen_asr_jax.kernels.cpu.calls import Screen
 from qwen_asr_jax.models.functional import call_layer
 from qwen_asr_jax.nn.decoder_layer import DecoderLayer
 from qwen_asr_jax.nn.layers import Embedding, RMSNorm
@@ -74,7 +75,11 @@ class TextDecoder(nnx.Module):
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return head.attend(hidden)
 
-    def greedy(self, hidden: Array) -> tuple[Array, Array]:
-        """`[B, D]` normed hidden states to each row's likeliest token, `[B]` int32, and its log-probability, `[B]` float32."""
+    def greedy(self, hidden: Array, screen: Screen | None = None) -> tuple[Array, Array]:
+        """`[B, D]` normed hidden states to each row's likeliest token, `[B]` int32, and its log-probability, `[B]` float32.
+
+        Args:
+          screen: of the head's weight; see `nn.layers.Embedding.greedy`.
+        """
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return head.greedy(hidden)
+        return head.greedy(hidden, screen)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from qwen_asr_jax import kernels
 from qwen_asr_jax.kernels.cpu import calls
-from qwen_asr_jax.kernels.cpu.calls import Matrix
+from qwen_asr_jax.kernels.cpu.calls import Matrix, Screen
 from qwen_asr_jax.nn.parameters import matrix, ones, parameter
 from qwen_asr_jax.ops.cast import narrow
 from qwen_asr_jax.ops.embedding import lookup
@@ -74,13 +74,17 @@ class Embedding(nnx.Module):
             implementation=kernels.for_policy(self.policy),
         )
 
-    def greedy(self, x: Array) -> tuple[Array, Array]:
+    def greedy(self, x: Array, screen: Screen | None = None) -> tuple[Array, Array]:
         """The largest logit of each row: `[B, D]` to `(token [B] int32, its log-probability [B] float32)`.
 
         The native kernels take it without ever storing the logits.
+
+        Args:
+          screen: of this weight, for the native kernels: the same token from fewer bytes (`ops.screen`); others ignore it. The
+            log-probability is then that of logits in int8.
         """
         if kernels.for_policy(self.policy) == "cpu" and x.shape[0] <= _FEW_ROWS:
-            token, top, log_sum = calls.head(x, Matrix(self.weight[...], _value(self.scale)))
+            token, top, log_sum = calls.head(x, Matrix(self.weight[...], _value(self.scale)), screen)
             return token, top - log_sum
         logits = self.attend(x)
         top = jnp.max(logits, axis=-1)

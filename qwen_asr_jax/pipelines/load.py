@@ -71,7 +71,8 @@ def load_model(
     tokenizer = load_tokenizer(path)
     config = reconcile(path, config, tokenizer)
     checkpoint = load_checkpoint(path, config, policy)
-    engine = Engine(checkpoint, policy, (options or EngineOptions()).buckets())
+    options = options or EngineOptions()
+    engine = Engine(checkpoint, policy, options.buckets(), screen_head=options.screen_head)
     name = path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir)
     return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start)
 

@@ -13,11 +13,18 @@ from qwen_asr_jax.policy import PRESETS, Policy
 
 @dataclasses.dataclass(frozen=True)
 class EngineOptions:
-    """Overrides of the platform's `engine.buckets.Buckets`; 0 keeps the platform's value."""
+    """How the engine runs.
+
+    Attributes:
+      steps_per_octave, prefill_block, decode_chunk: overrides of the platform's `engine.buckets.Buckets`; 0 keeps its value.
+      screen_head: native CPU kernels screen the head in int8 (`ops.screen`): the same tokens from fewer bytes a step, for one
+        byte of memory per value of the head.
+    """
 
     steps_per_octave: int = 0
     prefill_block: int = 0
     decode_chunk: int = 0
+    screen_head: bool = True
 
     def buckets(self) -> Buckets:
         """The buckets for the platform that JAX runs on, with these overrides.
@@ -27,10 +34,11 @@ class EngineOptions:
         """
         import jax
 
-        for name, value in dataclasses.asdict(self).items():
+        lengths = {name: value for name, value in dataclasses.asdict(self).items() if name != "screen_head"}
+        for name, value in lengths.items():
             if value < 0:
                 raise UsageError(f"engine.{name} must be 0 (automatic) or more, got {value}")
-        overrides = {name: value for name, value in dataclasses.asdict(self).items() if value}
+        overrides = {name: value for name, value in lengths.items() if value}
         return dataclasses.replace(default_buckets(jax.default_backend()), **overrides)
 
 

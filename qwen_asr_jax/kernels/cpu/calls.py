@@ -39,6 +39,7 @@ def linear(x: Array, matrix: Matrix) -> Array:
     return _call("qwen_asr_linear", out)(x, matrix.weight, _vector(matrix.scale), _vector(matrix.bias))
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Screen:
     """A head in int8, with which to find the few rows that can hold the largest logit.
