@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import nnx
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.config import ModelConfig
+from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.kernels.cpu.calls import Screen
 from qwen_asr_jax.models.functional import call_layer
 from qwen_asr_jax.nn.decoder_layer import DecoderLayer
@@ -30,6 +32,7 @@ class TextDecoder(nnx.Module):
         tied = text.tie_word_embeddings
         self.lm_head = None if tied else Embedding(config.head_rows, text.embed_dim, policy=policy, rngs=rngs)
         self.config = text
+        self.policy = policy
 
     def embed(self, ids: Array) -> Array:
         """`[B, T]` int32 to `[B, T, D]` in the accumulation dtype."""
@@ -58,11 +61,15 @@ class TextDecoder(nnx.Module):
         time = x.shape[1]
         new = jnp.arange(time)
         positions = start[:, None] + new
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        if kernels.for_policy(self.policy) == "cpu":
+            layers = [layer.weights() for layer in self.layers]
+            x, k_cache, v_cache = calls.decoder_layers(x, rope, k_cache, v_cache, start, layers, self.config.norm_eps)
+            return self.norm(x), k_cache, v_cache
         if over_cache:
             mask = jnp.arange(k_cache[0].shape[1]) <= positions[..., None]
         else:
             mask = jnp.broadcast_to(new <= new[:, None], (x.shape[0], time, time))
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
         keys, values = [], []
         for layer, k, v in zip(self.layers, k_cache, v_cache, strict=True):
             x, k, v = call_layer(layer, x, rope, k, v, start, mask)

@@ -8,6 +8,7 @@ from flax import nnx
 from qwen_asr_jax import kernels
 from qwen_asr_jax.config import TextConfig
 from qwen_asr_jax.kernels.cpu import calls
+from qwen_asr_jax.kernels.cpu.calls import DecoderWeights
 from qwen_asr_jax.nn.layers import Linear, RMSNorm
 from qwen_asr_jax.ops import kv_cache
 from qwen_asr_jax.ops.activations import swiglu
@@ -95,25 +96,18 @@ class DecoderLayer(nnx.Module):
           `(x, k_cache, v_cache)`, shapes and dtypes as given.
         """
         if kernels.for_policy(self.policy) == "cpu":
-            return self._native(x, rope, k_cache, v_cache, start)
+            x, (k_cache,), (v_cache,) = calls.decoder_layers(
+                x, rope, (k_cache,), (v_cache,), start, (self.weights(),), self.input_layernorm.eps
+            )
+            return x, k_cache, v_cache
         attended, k_cache, v_cache = self.self_attn(self.input_layernorm(x), rope, k_cache, v_cache, start, mask)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), k_cache, v_cache
 
-    def _native(
-        self, x: Array, rope: tuple[Array, Array], k_cache: Array, v_cache: Array, start: Array
-    ) -> tuple[Array, Array, Array]:
-        """All of the layer in one call, causal over the valid part of the cache; no mask is needed."""
+    def weights(self) -> DecoderWeights:
+        """The parameters as the native kernels take them; these run all layers in one call (`models.text_decoder`)."""
         attention, mlp = self.self_attn, self.mlp
         norms = (self.input_layernorm, self.post_attention_layernorm, attention.q_norm, attention.k_norm)
         projections = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)
-        return calls.decoder_layer(
-            x,
-            rope,
-            k_cache,
-            v_cache,
-            start,
-            tuple(norm.weight[...] for norm in norms),
-            tuple(each.matrix() for each in (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
-            self.input_layernorm.eps,
-        )
+        matrices = tuple(each.matrix() for each in (*projections, mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+        return DecoderWeights(tuple(norm.weight[...] for norm in norms), matrices)

@@ -18,7 +18,7 @@ LIBRARY = pathlib.Path(__file__).with_name("libqwen_asr_cpu.so")
 ABI = 1
 """Version of the handlers' arguments and results; `src/library.cc` says when it is raised."""
 
-HANDLERS = ("qwen_asr_linear", "qwen_asr_head", "qwen_asr_decoder_layer", "qwen_asr_encoder_layer", "qwen_asr_conv_gelu")
+HANDLERS = ("qwen_asr_linear", "qwen_asr_head", "qwen_asr_decoder_layers", "qwen_asr_encoder_layer", "qwen_asr_conv_gelu")
 
 
 def target(handler: str) -> str:

@@ -7,7 +7,7 @@ Operands come in float32 and are rounded inside as the weights ask: to their dty
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -79,39 +79,54 @@ def head(x: Array, matrix: Matrix, screen: Screen | None = None) -> tuple[Array,
     return token, top, log_sum
 
 
-def decoder_layer(
+@dataclasses.dataclass(frozen=True)
+class DecoderWeights:
+    """The weights of one decoder layer.
+
+    Attributes:
+      norms: input, post-attention `[D]`, query, key `[H]`; float32.
+      matrices: q, k, v, o, gate, up, down; all of one dtype, without biases.
+    """
+
+    norms: tuple[Array, Array, Array, Array]
+    matrices: tuple[Matrix, ...]
+
+
+def decoder_layers(
     x: Array,
     rope: tuple[Array, Array],
-    k_cache: Array,
-    v_cache: Array,
+    k_cache: Sequence[Array],
+    v_cache: Sequence[Array],
     start: Array,
-    norms: tuple[Array, Array, Array, Array],
-    matrices: tuple[Matrix, ...],
+    layers: Sequence[DecoderWeights],
     eps: float,
-) -> tuple[Array, Array, Array]:
-    """One decoder layer; caches are updated in place.
+) -> tuple[Array, tuple[Array, ...], tuple[Array, ...]]:
+    """Decoder layers, one behind the other; caches are updated in place.
 
     Args:
       x: `[B, T, D]` float32.
       rope: cosines and sines, each `[B, T, H / 2]` float32.
-      k_cache, v_cache: `[B * K, S, H]` in a floating dtype.
+      k_cache, v_cache: per layer `[B * K, S, H]` in a floating dtype.
       start: `[B]` int32, slot of each row's first new token; every new token sees the slots up to its own.
-      norms: input, post-attention `[D]`, query, key `[H]`; float32.
-      matrices: q, k, v, o, gate, up, down; all of one dtype, without biases.
+      layers: all of one shape.
       eps: of the norms.
 
     Returns:
       `(x, k_cache, v_cache)`, shapes and dtypes as given.
     """
-    out = (
-        jax.ShapeDtypeStruct(x.shape, jnp.float32),
-        jax.ShapeDtypeStruct(k_cache.shape, k_cache.dtype),
-        jax.ShapeDtypeStruct(v_cache.shape, v_cache.dtype),
-    )
-    call = _call("qwen_asr_decoder_layer", out, input_output_aliases={4: 1, 5: 2})
-    weights, scales = [m.weight for m in matrices], [_vector(m.scale) for m in matrices]
-    x, k_cache, v_cache = call(x, *rope, start, k_cache, v_cache, *norms, *weights, *scales, eps=np.float32(eps))
-    return x, k_cache, v_cache
+    given: list[Array] = [x, *rope, start]
+    out = [jax.ShapeDtypeStruct(x.shape, jnp.float32)]
+    aliases = {}
+    for k, v, layer in zip(k_cache, v_cache, layers, strict=True):
+        for cache in (k, v):
+            aliases[len(given)] = len(out)
+            given.append(cache)
+            out.append(jax.ShapeDtypeStruct(cache.shape, cache.dtype))
+        scales = [m.scale for m in layer.matrices if m.scale is not None]
+        given += [*layer.norms, *(m.weight for m in layer.matrices), *scales]
+    call = _call("qwen_asr_decoder_layers", out, input_output_aliases=aliases)
+    x, *caches = call(*given, eps=np.float32(eps))
+    return x, tuple(caches[::2]), tuple(caches[1::2])
 
 
 def encoder_layer(

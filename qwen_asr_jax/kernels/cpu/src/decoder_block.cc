@@ -11,11 +11,14 @@
 
 namespace qwen_asr {
 
-void RunDecoderLayer(const DecoderLayer& layer, Pool& pool) {
-  if (layer.time == 1 && layer.batch <= kFewRows) {
-    RunDecoderStep(layer, pool);
-  } else {
-    RunDecoderBlock(layer, pool);
+void RunDecoderLayers(DecoderLayer* layers, int64_t count, Pool& pool) {
+  if (layers[0].time == 1 && layers[0].batch <= kFewRows) return RunDecoderStep(layers, count, pool);
+  // In place from the first layer on: a layer's input is read for the last time before its output is written.
+  float* x = layers[count - 1].out;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i > 0) layers[i].x = x;
+    layers[i].out = x;
+    RunDecoderBlock(layers[i], pool);
   }
 }
 

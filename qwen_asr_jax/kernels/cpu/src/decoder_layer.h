@@ -1,7 +1,7 @@
-// One decoder layer for the new tokens of every row: norm, q|k|v, head norms, rotation, cache, attention, output, norm, gated MLP.
+// Decoder layers for the new tokens of every row: norm, q|k|v, head norms, rotation, cache, attention, output, norm, gated MLP.
 //
-// All of it in one call, because between calls the threads go to sleep: 28 layers of ten operations each would cost more than
-// a tenth of the time that reading the weights takes.
+// All layers in one call, because between calls the threads go to sleep: with a call per layer waking them took up to a tenth of
+// the time that reading the weights takes, and with one per operation it would be more.
 
 #ifndef QWEN_ASR_JAX_KERNELS_CPU_DECODER_LAYER_H_
 #define QWEN_ASR_JAX_KERNELS_CPU_DECODER_LAYER_H_
@@ -48,10 +48,12 @@ struct DecoderLayer {
   }
 };
 
-void RunDecoderLayer(const DecoderLayer& layer, Pool& pool);
+// All layers of a decoder, one behind the other; they have one shape, and one set of rows. Only `x` of the first and `out` of the
+// last are used, unless there is but one.
+void RunDecoderLayers(DecoderLayer* layers, int64_t count, Pool& pool);
 
 // The two ways of doing it: one token for each of at most kFewRows rows, or any number of tokens.
-void RunDecoderStep(const DecoderLayer& layer, Pool& pool);
+void RunDecoderStep(const DecoderLayer* layers, int64_t count, Pool& pool);
 void RunDecoderBlock(const DecoderLayer& layer, Pool& pool);
 
 // Norm and rotation of one query or key head, in place.

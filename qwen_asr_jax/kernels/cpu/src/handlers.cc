@@ -1,8 +1,10 @@
 // What XLA calls: checks shapes and types, and turns buffers into the structs of decoder_layer.h.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "conv.h"
 #include "decoder_layer.h"
@@ -49,12 +51,19 @@ ffi::Error Wrong(const std::string& what) { return ffi::Error::InvalidArgument("
 using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 
-// A weight matrix [rows, cols], with the scales that int8 rows need.
-ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, const F32& scales, Type type, Matrix& out) {
+// A weight matrix [rows, cols].
+ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, Type type, Matrix& out) {
   const auto shape = buffer.dimensions();
   if (shape.size() != 2) return Wrong("a weight is not a matrix");
   if (TypeOf(buffer.element_type()) != type) return Wrong("weights of different types");
   out = {buffer.untyped_data(), nullptr, shape[0], shape[1]};
+  return ffi::Error::Success();
+}
+
+// The same with the scales that int8 rows need.
+ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, const F32& scales, Type type, Matrix& out) {
+  if (auto error = ToMatrix(buffer, type, out); error.failure()) return error;
+  const auto shape = buffer.dimensions();
   if (type == Type::kI8) {
     if (static_cast<int64_t>(scales.element_count()) != shape[0]) return Wrong("int8 weights need a scale per row");
     out.scales = scales.typed_data();
@@ -113,34 +122,47 @@ ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scal
   return ffi::Error::Success();
 }
 
-ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 start, ffi::AnyBuffer k_cache,
-                         ffi::AnyBuffer v_cache, F32 input_norm, F32 post_norm, F32 q_norm, F32 k_norm, ffi::AnyBuffer q,
-                         ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer o, ffi::AnyBuffer gate, ffi::AnyBuffer up,
-                         ffi::AnyBuffer down, F32 q_scales, F32 k_scales, F32 v_scales, F32 o_scales, F32 gate_scales,
-                         F32 up_scales, F32 down_scales, ffi::ResultBuffer<ffi::F32> out, ffi::Result<ffi::AnyBuffer> new_k,
-                         ffi::Result<ffi::AnyBuffer> new_v, float eps) {
-  const auto weights = TypeOf(q.element_type()), cache = TypeOf(k_cache.element_type());
-  if (!weights || !cache || *cache == Type::kI8) return Wrong("no such type of weights or cache");
-  if (new_k->untyped_data() != k_cache.untyped_data() || new_v->untyped_data() != v_cache.untyped_data()) {
+ffi::Error ToLayer(const ffi::RemainingArgs& given, size_t at, size_t per_layer, const ffi::RemainingRets& caches, size_t index,
+                   const F32& x, const S32& start, const F32& cos, DecoderLayer& layer) {
+  const auto k_cache = given.get<ffi::AnyBuffer>(at), v_cache = given.get<ffi::AnyBuffer>(at + 1);
+  auto new_k = caches.get<ffi::AnyBuffer>(2 * index), new_v = caches.get<ffi::AnyBuffer>(2 * index + 1);
+  if (!k_cache || !v_cache || !new_k || !new_v) return Wrong("a cache is missing");
+  if ((*new_k)->untyped_data() != k_cache->untyped_data() || (*new_v)->untyped_data() != v_cache->untyped_data()) {
     return Wrong("the caches are not updated in place");
   }
-  DecoderLayer layer{};
+  const float** norms[] = {&layer.input_norm, &layer.post_norm, &layer.q_norm, &layer.k_norm};
+  size_t norm_sizes[4];
+  for (size_t i = 0; i < 4; ++i) {
+    const auto norm = given.get<F32>(at + 2 + i);
+    if (!norm) return Wrong("a norm is missing or not float32");
+    *norms[i] = norm->typed_data();
+    norm_sizes[i] = norm->element_count();
+  }
+  const bool scaled = per_layer > 13;
+  Matrix* matrices[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
+  const auto q = given.get<ffi::AnyBuffer>(at + 6);
+  const auto weights = q ? TypeOf(q->element_type()) : std::nullopt;
+  const auto cache = TypeOf(k_cache->element_type());
+  if (!weights || !cache || *cache == Type::kI8 || TypeOf(v_cache->element_type()) != cache) {
+    return Wrong("no such type of weights or cache");
+  }
+  if (scaled != (*weights == Type::kI8)) return Wrong("int8 weights, and no others, have scales");
   layer.weights = *weights;
   layer.cache = *cache;
-  layer.eps = eps;
-  struct Given {
-    const ffi::AnyBuffer& weight;
-    const F32& scales;
-    Matrix& matrix;
-  };
-  const Given given[] = {{q, q_scales, layer.q},          {k, k_scales, layer.k},    {v, v_scales, layer.v},
-                         {o, o_scales, layer.o},          {gate, gate_scales, layer.gate},
-                         {up, up_scales, layer.up},       {down, down_scales, layer.down}};
-  for (const Given& each : given) {
-    if (auto error = ToMatrix(each.weight, each.scales, *weights, each.matrix); error.failure()) return error;
+  for (size_t i = 0; i < 7; ++i) {
+    const auto matrix = given.get<ffi::AnyBuffer>(at + 6 + i);
+    if (!matrix) return Wrong("a matrix is missing");
+    if (auto error = ToMatrix(*matrix, *weights, *matrices[i]); error.failure()) return error;
+    if (!scaled) continue;
+    const auto scales = given.get<F32>(at + 13 + i);
+    if (!scales || static_cast<int64_t>(scales->element_count()) != matrices[i]->rows) {
+      return Wrong("int8 weights need a scale per row");
+    }
+    matrices[i]->scales = scales->typed_data();
   }
-  const auto shape = x.dimensions(), cached = k_cache.dimensions();
-  if (shape.size() != 3 || cached.size() != 3 || shape[0] < 1 || cached[0] % shape[0] != 0) {
+  const auto shape = x.dimensions(), cached = k_cache->dimensions(), values = v_cache->dimensions();
+  if (shape.size() != 3 || cached.size() != 3 || shape[0] < 1 || shape[1] < 1 || cached[0] < 1 || cached[0] % shape[0] != 0 ||
+      !std::equal(cached.begin(), cached.end(), values.begin(), values.end())) {
     return Wrong("x is [B, T, D], caches are [B * K, S, H]");
   }
   layer.batch = shape[0];
@@ -148,33 +170,58 @@ ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 s
   layer.key_heads = cached[0] / shape[0];
   layer.slots = cached[1];
   layer.head_dim = cached[2];
-  layer.groups = layer.q.rows / (layer.key_heads * layer.head_dim);
-  const int64_t kv = layer.key_heads * layer.head_dim, width = shape[2];
-  const bool fits = layer.q.cols == width && layer.k.cols == width && layer.v.cols == width && layer.k.rows == kv &&
-                    layer.v.rows == kv && layer.q.rows == layer.groups * kv && layer.o.cols == layer.q.rows &&
+  layer.k_cache = (*new_k)->untyped_data();
+  layer.v_cache = (*new_v)->untyped_data();
+  const int64_t kv = layer.key_heads * layer.head_dim, width = shape[2], h = layer.head_dim;
+  if (h < 2 || h % 2 != 0) return Wrong("heads have an even width");
+  layer.groups = layer.q.rows / kv;
+  const bool fits = layer.groups > 0 && layer.q.rows == layer.groups * kv && layer.q.cols == width && layer.k.cols == width &&
+                    layer.v.cols == width && layer.k.rows == kv && layer.v.rows == kv && layer.o.cols == layer.q.rows &&
                     layer.o.rows == width && layer.gate.cols == width && layer.up.cols == width &&
-                    layer.up.rows == layer.gate.rows && layer.down.cols == layer.gate.rows && layer.down.rows == width;
+                    layer.up.rows == layer.gate.rows && layer.down.cols == layer.gate.rows && layer.down.rows == width &&
+                    norm_sizes[0] == static_cast<size_t>(width) && norm_sizes[1] == static_cast<size_t>(width) &&
+                    norm_sizes[2] == static_cast<size_t>(h) && norm_sizes[3] == static_cast<size_t>(h);
   if (!fits) return Wrong("the layer's matrices do not fit each other");
   if (static_cast<int64_t>(start.element_count()) != layer.batch ||
-      static_cast<int64_t>(cos.element_count()) != layer.rows() * layer.head_dim / 2) {
+      static_cast<int64_t>(cos.element_count()) != layer.rows() * h / 2) {
     return Wrong("a start and a rotation are needed per row");
   }
   for (int64_t b = 0; b < layer.batch; ++b) {
-    if (start.typed_data()[b] < 0 || start.typed_data()[b] + layer.time > layer.slots) return Wrong("a row starts outside of its cache");
+    if (layer.start[b] < 0 || layer.start[b] + layer.time > layer.slots) return Wrong("a row starts outside of its cache");
   }
-  layer.x = x.typed_data();
-  layer.cos = cos.typed_data();
-  layer.sin = sin.typed_data();
-  layer.start = start.typed_data();
-  layer.input_norm = input_norm.typed_data();
-  layer.post_norm = post_norm.typed_data();
-  layer.q_norm = q_norm.typed_data();
-  layer.k_norm = k_norm.typed_data();
-  layer.k_cache = new_k->untyped_data();
-  layer.v_cache = new_v->untyped_data();
-  layer.out = out->typed_data();
+  return ffi::Error::Success();
+}
+
+// What every layer brings, in this order: k_cache, v_cache, input_norm, post_norm, q_norm, k_norm, then the matrices q, k, v, o,
+// gate, up, down, and behind int8 matrices their scales.
+constexpr size_t kLayerArguments = 13, kLayerScales = 7;
+
+ffi::Error DecoderLayers_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 start, ffi::RemainingArgs given,
+                          ffi::ResultBuffer<ffi::F32> out, ffi::RemainingRets caches, float eps) {
+  const size_t count = caches.size() / 2;
+  if (count == 0 || caches.size() % 2 != 0) return Wrong("every layer has two caches");
+  const size_t per_layer = given.size() / count;
+  if (given.size() % count != 0 || (per_layer != kLayerArguments && per_layer != kLayerArguments + kLayerScales)) {
+    return Wrong("every layer brings 13 arguments, or 20 with scales");
+  }
+  std::vector<DecoderLayer> layers(count);
+  for (size_t i = 0; i < count; ++i) {
+    DecoderLayer& layer = layers[i];
+    layer.eps = eps;
+    layer.x = x.typed_data();
+    layer.cos = cos.typed_data();
+    layer.sin = sin.typed_data();
+    layer.start = start.typed_data();
+    layer.out = out->typed_data();
+    if (auto error = ToLayer(given, i * per_layer, per_layer, caches, i, x, start, cos, layer); error.failure()) return error;
+    const DecoderLayer& first = layers[0];
+    const bool same = layer.weights == first.weights && layer.cache == first.cache && layer.key_heads == first.key_heads &&
+                      layer.groups == first.groups && layer.head_dim == first.head_dim && layer.slots == first.slots &&
+                      layer.gate.rows == first.gate.rows;
+    if (!same) return Wrong("layers of different shapes");
+  }
   XlaPool pool(threads);
-  RunDecoderLayer(layer, pool);
+  RunDecoderLayers(layers.data(), static_cast<int64_t>(count), pool);
   return ffi::Error::Success();
 }
 
@@ -336,36 +383,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_conv_gelu, qwen_asr::Conv_,
                                   .Arg<qwen_asr::F32>()
                                   .Ret<xla::ffi::AnyBuffer>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_decoder_layer, qwen_asr::DecoderLayer_,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_decoder_layers, qwen_asr::DecoderLayers_,
                               xla::ffi::Ffi::Bind()
                                   .Ctx<xla::ffi::ThreadPool>()
                                   .Arg<qwen_asr::F32>()
                                   .Arg<qwen_asr::F32>()
                                   .Arg<qwen_asr::F32>()
                                   .Arg<qwen_asr::S32>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<xla::ffi::AnyBuffer>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
+                                  .RemainingArgs()
                                   .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .Ret<xla::ffi::AnyBuffer>()
-                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .RemainingRets()
                                   .Attr<float>("eps"));
 
 #pragma GCC visibility pop

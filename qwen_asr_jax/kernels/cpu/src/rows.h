@@ -34,20 +34,20 @@ class Operands {
   template <typename Fill>
   void Make(const Kernels& kernels, Type weights, int64_t batch, int64_t n, const Fill& fill) {
     const size_t size = (kernels.prepared_size(weights, n) + 63) / 64 * 64;
-    bytes_.resize(size * batch + 64);
-    auto* begin = reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(bytes_.data()) + 63) / 64 * 64);
-    std::vector<float> x(n);
+    bytes_.Reset(static_cast<int64_t>(size) * batch);
+    x_.Reset(n);
     operands_.resize(batch);
     for (int64_t b = 0; b < batch; ++b) {
-      fill(b, x.data());
-      operands_[b] = kernels.prepare(weights, x.data(), n, begin + b * size);
+      fill(b, x_.data());
+      operands_[b] = kernels.prepare(weights, x_.data(), n, bytes_.data() + b * size);
     }
   }
 
   const Operand* data() const { return operands_.data(); }
 
  private:
-  std::vector<uint8_t> bytes_;
+  Buffer<uint8_t> bytes_;
+  Buffer<float> x_;
   std::vector<Operand> operands_;
 };
 
