@@ -20,11 +20,8 @@ void Softmax(const Kernels& kernels, float* p, int64_t limit, int64_t end, float
   std::fill(p + limit, p + end, 0.0f);
 }
 
-void PackTiles(const Kernels& kernels, PackedRows& to, const float* const* rows, int64_t depth) {
-  for (int64_t tile = 0; tile < to.tiles(); ++tile) {
-    kernels.pack_tile(to.weights(), Type::kF32, reinterpret_cast<const void* const*>(rows + to.Begin(tile)), to.Rows(tile),
-                      depth, to.Tile(tile));
-  }
+void PackTiles(const Kernels& kernels, PackedRows& to, const float* const* rows) {
+  for (int64_t tile = 0; tile < to.tiles(); ++tile) to.Pack(kernels, tile, rows + to.Begin(tile));
 }
 
 }  // namespace
@@ -58,8 +55,8 @@ void Attend(const Kernels& kernels, const Attention& a, int64_t rows, const floa
   const int64_t panel = kernels.panel, padded = (slots + panel - 1) / panel * panel;
   scratch.panel.Reset(panel * (std::max(slots, a.width) + 1) * static_cast<int64_t>(SizeOf(packed)));
   scratch.scores.Reset(rows * padded);
-  scratch.queries.Init(kernels, a.type, rows, a.width);
-  PackTiles(kernels, scratch.queries, q, a.width);
+  scratch.queries.Init(kernels, a.type, rows, a.width, a.width);
+  PackTiles(kernels, scratch.queries, q);
   for (int64_t at = 0; at < slots; at += panel) {
     kernels.pack_rows(a.type, keys + at * a.stride * size, a.stride, std::min(panel, slots - at), a.width, scratch.panel.data());
     for (int64_t tile = 0; tile < scratch.queries.tiles(); ++tile) {
@@ -68,7 +65,7 @@ void Attend(const Kernels& kernels, const Attention& a, int64_t rows, const floa
     }
   }
   const float* weights[16];
-  scratch.weights.Init(kernels, a.type, rows, slots);
+  scratch.weights.Init(kernels, a.type, rows, slots, slots);
   for (int64_t tile = 0; tile < scratch.weights.tiles(); ++tile) {
     const int64_t begin = scratch.weights.Begin(tile), count = scratch.weights.Rows(tile);
     for (int64_t i = 0; i < count; ++i) {
@@ -76,8 +73,7 @@ void Attend(const Kernels& kernels, const Attention& a, int64_t rows, const floa
       Softmax(kernels, p, limits[begin + i], slots, scale);
       weights[i] = p;
     }
-    kernels.pack_tile(a.type, Type::kF32, reinterpret_cast<const void* const*>(weights), count, slots,
-                      scratch.weights.Tile(tile));
+    scratch.weights.Pack(kernels, tile, weights);
   }
   scratch.sums.Reset(rows * panel);
   for (int64_t at = 0; at < a.width; at += panel) {

@@ -79,8 +79,10 @@ class ConvJob {
       for (int64_t r = 0; r < rows; ++r) {
         float* each = sums.data() + r * panel;
         kernels_.finish(each, columns, nullptr, c_.bias + column, nullptr, each);
-        kernels_.gelu(each, columns);
-        kernels_.store(c_.weights, each, columns,
+      }
+      kernels_.gelu(sums.data(), rows * panel);  // columns behind the last are zeros
+      for (int64_t r = 0; r < rows; ++r) {
+        kernels_.store(c_.weights, sums.data() + r * panel, columns,
                        static_cast<uint8_t*>(c_.out) + ((begin + r) * c_.c_out + column) * out_size);
       }
     }

@@ -150,14 +150,17 @@ class BlockJob {
     const ProductPiece p = PieceOf(kernels_, l_.gate, normed_, piece);
     MultiplyPiece(kernels_, l_.gate, normed_, p, scratch.panel, scratch.sums);
     MultiplyPiece(kernels_, l_.up, normed_, p, scratch.panel, scratch.more_sums);
-    for (int64_t i = 0; i < p.rows; ++i) {
-      float* gate = scratch.sums.data() + i * kernels_.panel;
-      float* up = scratch.more_sums.data() + i * kernels_.panel;
-      if (l_.gate.scales != nullptr) {
-        kernels_.finish(gate, p.columns, l_.gate.scales + p.column, nullptr, nullptr, gate);
-        kernels_.finish(up, p.columns, l_.up.scales + p.column, nullptr, nullptr, up);
+    float *gate = scratch.sums.data(), *up = scratch.more_sums.data();
+    const int64_t panel = kernels_.panel;
+    if (l_.gate.scales != nullptr) {
+      for (int64_t i = 0; i < p.rows; ++i) {
+        kernels_.finish(gate + i * panel, p.columns, l_.gate.scales + p.column, nullptr, nullptr, gate + i * panel);
+        kernels_.finish(up + i * panel, p.columns, l_.up.scales + p.column, nullptr, nullptr, up + i * panel);
       }
-      kernels_.swiglu(gate, up, p.columns, gated_.data() + (p.row + i) * l_.gate.rows + p.column);
+    }
+    kernels_.swiglu(gate, up, p.rows * panel, gate);  // columns behind the last are zeros
+    for (int64_t i = 0; i < p.rows; ++i) {
+      std::memcpy(gated_.data() + (p.row + i) * l_.gate.rows + p.column, gate + i * panel, p.columns * sizeof(float));
     }
   }
 

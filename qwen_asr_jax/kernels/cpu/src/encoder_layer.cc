@@ -109,11 +109,17 @@ class EncoderJob {
 
   void ActivatePiece(int64_t piece, ProductScratch& scratch) {
     const Matrix& m = l_.fc1;
-    Multiply(kernels_, m, normed_, piece, scratch, [&](int64_t row, const float* sums, int64_t column, int64_t columns) {
-      float* out = inner_.data() + row * m.rows + column;
-      kernels_.finish(sums, columns, At(m.scales, column), At(l_.fc1_bias, column), nullptr, out);
-      kernels_.gelu(out, columns);
-    });
+    const ProductPiece p = PieceOf(kernels_, m, normed_, piece);
+    MultiplyPiece(kernels_, m, normed_, p, scratch.panel, scratch.sums);
+    const int64_t panel = kernels_.panel;
+    float* sums = scratch.sums.data();
+    for (int64_t i = 0; i < p.rows; ++i) {
+      kernels_.finish(sums + i * panel, p.columns, At(m.scales, p.column), At(l_.fc1_bias, p.column), nullptr, sums + i * panel);
+    }
+    kernels_.gelu(sums, p.rows * panel);  // columns behind the last are zeros
+    for (int64_t i = 0; i < p.rows; ++i) {
+      std::memcpy(inner_.data() + (p.row + i) * m.rows + p.column, sums + i * panel, p.columns * sizeof(float));
+    }
   }
 
   const EncoderLayer l_;

@@ -39,13 +39,15 @@ static inline float FromF16(uint16_t x) {
   return FloatOf(sign | BitsOf(magnitude));
 }
 
-// Values saturate at the largest that the reference lets through, finfo(float16).max - 1000, instead of becoming infinite.
+// Where float16 saturates: at the largest value that the reference lets through, finfo(float16).max - 1000.
+constexpr float kF16Limit = 64504.0f;
+
+// Values saturate instead of becoming infinite.
 static inline uint16_t ToF16(float x) {
-  constexpr float kLimit = 64504.0f;
   const uint32_t bits = BitsOf(x);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   if (std::isnan(x)) return static_cast<uint16_t>(sign | 0x7e00u);
-  const float magnitude = std::min(std::fabs(x), kLimit);
+  const float magnitude = std::min(std::fabs(x), kF16Limit);
   if (magnitude < 6.103515625e-5f) {  // 2^-14: multiples of 2^-24 from here down
     return static_cast<uint16_t>(sign | static_cast<uint16_t>(std::lrintf(magnitude * 16777216.0f)));
   }

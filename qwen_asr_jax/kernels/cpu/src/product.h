@@ -25,32 +25,63 @@ struct Matrix {
 // Up to so many vectors it is best to read the weights as they are, and beyond to pack them.
 constexpr int64_t kFewRows = 8;
 
-// Vectors packed for products with weights of one type: tiles of nearly equal heights, each with all of its depth.
+// Depth that is multiplied at once: a panel of it stays in the first cache while all tiles pass. Even, for pairs.
+inline int64_t BlockDepth(const Kernels& kernels, Type packed, int64_t depth) {
+  constexpr int64_t kPanelBytes = 32 << 10;
+  const int64_t most = kPanelBytes / (kernels.panel * static_cast<int64_t>(SizeOf(packed)));
+  const int64_t blocks = (depth + most - 1) / most;
+  return ((depth + blocks - 1) / blocks + 1) / 2 * 2;
+}
+
+// Vectors packed for products with weights of one type: blocks of depth, in each of them tiles of nearly equal heights. So a product
+// reads them in the order of memory.
 class PackedRows {
  public:
   void Init(const Kernels& kernels, Type weights, int64_t rows, int64_t depth) {
+    Init(kernels, weights, rows, depth, BlockDepth(kernels, kernels.packed_type(weights), depth));
+  }
+
+  // With blocks of another depth, which is even or all of it.
+  void Init(const Kernels& kernels, Type weights, int64_t rows, int64_t depth, int64_t block) {
     weights_ = weights;
     rows_ = rows;
+    depth_ = depth;
+    block_ = block;
     tiles_ = (rows + kernels.tile_rows - 1) / kernels.tile_rows;
     const Type packed = kernels.packed_type(weights);
-    depth_ = packed == Type::kBF16 ? (depth + 1) / 2 * 2 : depth;
+    unit_ = packed == Type::kBF16 ? 2 : 1;
     size_ = static_cast<int64_t>(SizeOf(packed));
-    data_.Reset(rows * depth_ * size_);
+    data_.Reset(rows * Padded(depth) * size_);
   }
 
   Type weights() const { return weights_; }
   int64_t tiles() const { return tiles_; }
+  int64_t block() const { return block_; }
   int64_t Begin(int64_t tile) const { return rows_ * tile / tiles_; }
   int64_t Rows(int64_t tile) const { return Begin(tile + 1) - Begin(tile); }
-  uint8_t* Tile(int64_t tile) { return data_.data() + Begin(tile) * depth_ * size_; }
-  // From value k on, which is even.
+
+  // A tile's part of the block that begins at value k.
   const uint8_t* Tile(int64_t tile, int64_t k) const {
-    return data_.data() + (Begin(tile) * depth_ + k * Rows(tile)) * size_;
+    const int64_t depth = Padded(std::min(block_, depth_ - k));
+    return data_.data() + (rows_ * k + Begin(tile) * depth) * size_;
+  }
+  uint8_t* Tile(int64_t tile, int64_t k) { return const_cast<uint8_t*>(const_cast<const PackedRows*>(this)->Tile(tile, k)); }
+
+  // Packs a tile from its vectors, in floats.
+  void Pack(const Kernels& kernels, int64_t tile, const float* const* rows) {
+    const int64_t count = Rows(tile);
+    const void* from[16];
+    for (int64_t k = 0; k < depth_; k += block_) {
+      for (int64_t i = 0; i < count; ++i) from[i] = rows[i] + k;
+      kernels.pack_tile(weights_, Type::kF32, from, count, std::min(block_, depth_ - k), Tile(tile, k));
+    }
   }
 
  private:
+  int64_t Padded(int64_t depth) const { return (depth + unit_ - 1) / unit_ * unit_; }
+
   Type weights_ = Type::kF32;
-  int64_t rows_ = 0, tiles_ = 0, depth_ = 0, size_ = 0;
+  int64_t rows_ = 0, depth_ = 0, block_ = 0, tiles_ = 0, unit_ = 1, size_ = 0;
   Buffer<uint8_t> data_;
 };
 
@@ -67,13 +98,13 @@ template <typename Fill>
 void PackTile(const Kernels& kernels, PackedRows& to, int64_t tile, int64_t depth, ProductScratch& scratch, const Fill& fill) {
   const int64_t begin = to.Begin(tile), count = to.Rows(tile);
   scratch.rows.Reset(kernels.tile_rows * depth);
-  const void* rows[16];
+  const float* rows[16];
   for (int64_t i = 0; i < count; ++i) {
     float* x = scratch.rows.data() + i * depth;
     fill(begin + i, x);
     rows[i] = x;
   }
-  kernels.pack_tile(to.weights(), Type::kF32, rows, count, depth, to.Tile(tile));
+  to.Pack(kernels, tile, rows);
 }
 
 // A piece is one panel of weight rows and up to kTilesPerPiece tiles of vectors.
