@@ -155,21 +155,28 @@ class ScreenedHeadJob {
         for (size_t i = 0; i < lower_.size(); ++i) threshold[i % h_.batch] = std::max(threshold[i % h_.batch], lower_[i]);
       }
       const int64_t begin = piece * per_piece, count = std::min(per_piece, rows - begin);
-      for (int64_t b = 0; b < h_.batch; ++b) {
-        Best best = {-std::numeric_limits<float>::infinity(), 0.0f, -1};
-        const float* upper = upper_.data() + b * rows + begin;
-        for (int64_t i = 0; i < count; ++i) {
-          if (upper[i] < threshold[b]) continue;  // a NaN is never less
-          if (!exact.ready()) exact.Make(kernels_, h_.weights, h_.batch, width, fill);
-          float logit;
-          kernels_.dot(h_.weights, h_.matrix.Row(h_.weights, begin + i), nullptr, 1, width, exact.data() + b, 1, &logit, 1);
-          if (best.token < 0) {
-            best = {logit, 0.0f, static_cast<int32_t>(begin + i)};
+      Best* best = exact_.data() + piece * h_.batch;
+      std::fill(best, best + h_.batch, Best{-std::numeric_limits<float>::infinity(), 0.0f, -1});
+      for (int64_t i = begin; i < begin + count; ++i) {
+        bool computed = false;
+        for (int64_t b = 0; b < h_.batch; ++b) {
+          if (upper_[b * rows + i] < threshold[b]) continue;  // a NaN is never less
+          if (!exact.ready()) {
+            exact.Make(kernels_, h_.weights, h_.batch, width, fill);
+            logits.resize(std::max<size_t>(logits.size(), h_.batch));
+          }
+          // For all vectors together: the order of a sum depends on how many share the row, and it shall be the plain head's.
+          if (!computed) {
+            kernels_.dot(h_.weights, h_.matrix.Row(h_.weights, i), nullptr, 1, width, exact.data(), h_.batch, logits.data(), 1);
+            computed = true;
+          }
+          const Best next = {logits[b], 0.0f, static_cast<int32_t>(i)};
+          if (best[b].token < 0) {
+            best[b] = next;
           } else {
-            Merge(best, {logit, 0.0f, static_cast<int32_t>(begin + i)});
+            Merge(best[b], next);
           }
         }
-        exact_[piece * h_.batch + b] = best;
       }
     });
     exact_phase_.Wait();
