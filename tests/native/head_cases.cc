@@ -1,9 +1,8 @@
 // The head: the first of equal highest logits, the first NaN, log of the sum of exponentials.
 
 #include <cmath>
-#include <limits>
 
-#include "decoder_layer.h"
+#include "linear.h"
 #include "pools.h"
 #include "reference.h"
 #include "testing.h"
@@ -12,15 +11,13 @@ namespace native {
 
 namespace {
 
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
-
 // Logits that every type and every instruction set computes without rounding: small whole numbers. Operands of int8 weights
 // are made whole by their largest; here that is 2^15 - 1, which meets a weight of zero, and the scale of a row is 1, by its
 // last column of 127, which meets a zero.
 struct Problem {
   Type type;
   int64_t vocab, cols, batch;
-  std::vector<float> weights, x;
+  Floats weights, x;
   Packed packed;
 
   double Logit(int64_t b, int64_t token) const {
@@ -32,7 +29,7 @@ struct Problem {
 
 Problem Make(Type type, int64_t vocab, int64_t cols, int64_t batch) {
   Random random(static_cast<uint64_t>(vocab * 131 + cols * 7 + batch));
-  Problem p{type, vocab, cols, batch, std::vector<float>(vocab * cols), std::vector<float>(batch * cols), {}};
+  Problem p{type, vocab, cols, batch, Floats(vocab * cols), Floats(batch * cols), {}};
   for (float& each : p.weights) each = static_cast<float>(random.Below(5) - 2);
   for (float& each : p.x) each = static_cast<float>(random.Below(5) - 2);
   for (int64_t r = 0; r < vocab; ++r) {
@@ -48,12 +45,12 @@ Problem Make(Type type, int64_t vocab, int64_t cols, int64_t batch) {
 }
 
 struct Answer {
-  std::vector<int32_t> token;
-  std::vector<float> top, log_sum;
+  Ints token;
+  Floats top, log_sum;
 };
 
 Answer Run(const Problem& p, qwen_asr::Pool& pool) {
-  Answer out{std::vector<int32_t>(p.batch, -1), std::vector<float>(p.batch), std::vector<float>(p.batch)};
+  Answer out{Ints(p.batch, -1), Floats(p.batch), Floats(p.batch)};
   qwen_asr::Head head{};
   head.weights = p.type;
   head.batch = p.batch;
@@ -66,7 +63,7 @@ Answer Run(const Problem& p, qwen_asr::Pool& pool) {
   return out;
 }
 
-void Check(const Problem& p) {
+void Compare(const Problem& p) {
   TestPool pool(2, Manners::kPrompt);
   const Answer got = Run(p, pool);
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -119,15 +116,15 @@ void AddHeadCases(Cases& cases, bool quick) {
     for (Shape shape : shapes) {
       const std::string name = Join("head ", NameOf(type), " ", shape.vocab, "x", shape.cols);
       for (int64_t batch : {1, 2, 3, 4, 5, 8, 9}) {
-        cases.push_back({Join(name, " batch ", batch), [=] { Check(Make(type, shape.vocab, shape.cols, batch)); }});
+        cases.Add(Join(name, " batch ", batch), [=] { Compare(Make(type, shape.vocab, shape.cols, batch)); });
       }
       const int64_t last = shape.vocab - 1;
       auto spoilt = [&](const char* how, std::vector<std::pair<int64_t, float>> tokens) {
-        cases.push_back({Join(name, ", ", how), [=] {
+        cases.Add(Join(name, ", ", how), [=] {
                            Problem p = Make(type, shape.vocab, shape.cols, 2);
                            for (const auto& [token, with] : tokens) Spoil(p, token, with);
-                           Check(p);
-                         }});
+                           Compare(p);
+                         });
       };
       spoilt("a NaN at the end", {{last, kNan}});
       spoilt("two NaNs", {{last / 2, kNan}, {last, kNan}});
@@ -141,7 +138,7 @@ void AddHeadCases(Cases& cases, bool quick) {
       for (int64_t t = 0; t < shape.vocab && shape.vocab < 1000; ++t) all.emplace_back(t, -kInf);
       spoilt("negative infinities", all);
     }
-    cases.push_back({Join("head ", NameOf(type), ", pools"), [=] { CheckThreads(type, quick); }});
+    cases.Add(Join("head ", NameOf(type), ", pools"), [=] { CheckThreads(type, quick); });
   }
 }
 
