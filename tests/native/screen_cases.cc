@@ -103,11 +103,14 @@ Answer Run(const Problem& p, bool screened, qwen_asr::Pool& pool) {
   return out;
 }
 
-void Compare(const Problem& p) {
-  TestPool pool(2, Manners::kPrompt);
-  const Answer got = Run(p, true, pool), want = Run(p, false, pool);
-  ExpectSame("tokens", got.token, want.token);
-  ExpectSame("highest logits", got.top, want.top);
+Check Prepare(Type type, int64_t vocab, int64_t cols, int64_t batch, Fill fill) {
+  const auto p = std::make_shared<Problem>(Make(type, vocab, cols, batch, fill));
+  return [=] {
+    TestPool pool(2, Manners::kPrompt);
+    const Answer got = Run(*p, true, pool), want = Run(*p, false, pool);
+    ExpectSame("tokens", got.token, want.token);
+    ExpectSame("highest logits", got.top, want.top);
+  };
 }
 
 // The sum is that of the logits in int8.
@@ -162,8 +165,9 @@ void AddScreenCases(Cases& cases, bool quick) {
       for (const auto& [name, fill] : fills) {
         for (int64_t batch = 1; batch <= 9; ++batch) {
           if (quick && batch % 4 != 1) continue;
-          cases.Add(Join("screen ", NameOf(type), " ", shape.vocab, "x", shape.cols, " batch ", batch, ", ", name),
-                    [=, fill = fill] { Compare(Make(type, shape.vocab, shape.cols, batch, fill)); });
+          if (shape.vocab * shape.cols > 200000 && batch % 3 != 1) continue;
+          cases.AddPrepared(Join("screen ", NameOf(type), " ", shape.vocab, "x", shape.cols, " batch ", batch, ", ", name),
+                            [=, fill = fill] { return Prepare(type, shape.vocab, shape.cols, batch, fill); });
         }
       }
       cases.AddPrepared(Join("screen ", NameOf(type), " ", shape.vocab, "x", shape.cols, ", sum"),
