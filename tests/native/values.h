@@ -41,7 +41,7 @@ class Sum {
 
  private:
   int64_t n_ = 0;
-  double value_ = 0.0, largest_ = 0.0, products_ = 0.0, squares_ = 0.0, smallest_ = 0.0;
+  double value_ = 0.0, largest_ = 0.0, products_ = 0.0, squares_ = 0.0;
 };
 
 // How a product takes its operands: few vectors beside the weights as they are, or many packed ones.
