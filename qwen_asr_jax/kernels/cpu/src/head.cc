@@ -127,9 +127,11 @@ class ScreenedHeadJob {
           for (const float each : x) squares += static_cast<double>(each) * each;
           const double norm = std::sqrt(squares), root = std::sqrt(static_cast<double>(width));
           factor.push_back(static_cast<float>(norm * 1.0001));
-          // A row's values are at most 127 scales. x is rounded to steps of its own scale (where operands are integers), and each
-          // of the two sums is off by at most `width` roundings.
-          const double rounding = 0.5 * screened.data()[b].scale * root + norm * 2.0 * width * 6e-8;
+          // A row's values are at most 127 scales. Where operands are integers, x is off by half of its own scale and what rounds
+          // in finding them; and each of the two sums is off by at most `width` roundings.
+          const bool integers = kernels_.prepared_size(Type::kI8, width) < width * sizeof(float);
+          const double step = integers ? 0.51 * screened.data()[b].scale : 0.0;
+          const double rounding = step * root + norm * 2.0 * width * 6e-8;
           slack.push_back(static_cast<float>(127.0 * root * rounding * 1.0001));
         }
       }
