@@ -1,9 +1,9 @@
 // The head: the first of equal highest logits, the first NaN, log of the sum of exponentials.
 
 #include <cmath>
-#include <limits>
+#include <memory>
 
-#include "decoder_layer.h"
+#include "linear.h"
 #include "pools.h"
 #include "reference.h"
 #include "testing.h"
@@ -12,15 +12,13 @@ namespace native {
 
 namespace {
 
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
-
 // Logits that every type and every instruction set computes without rounding: small whole numbers. Operands of int8 weights
 // are made whole by their largest; here that is 2^15 - 1, which meets a weight of zero, and the scale of a row is 1, by its
 // last column of 127, which meets a zero.
 struct Problem {
   Type type;
   int64_t vocab, cols, batch;
-  std::vector<float> weights, x;
+  Floats weights, x;
   Packed packed;
 
   double Logit(int64_t b, int64_t token) const {
@@ -32,7 +30,7 @@ struct Problem {
 
 Problem Make(Type type, int64_t vocab, int64_t cols, int64_t batch) {
   Random random(static_cast<uint64_t>(vocab * 131 + cols * 7 + batch));
-  Problem p{type, vocab, cols, batch, std::vector<float>(vocab * cols), std::vector<float>(batch * cols), {}};
+  Problem p{type, vocab, cols, batch, Floats(vocab * cols), Floats(batch * cols), {}};
   for (float& each : p.weights) each = static_cast<float>(random.Below(5) - 2);
   for (float& each : p.x) each = static_cast<float>(random.Below(5) - 2);
   for (int64_t r = 0; r < vocab; ++r) {
@@ -48,12 +46,12 @@ Problem Make(Type type, int64_t vocab, int64_t cols, int64_t batch) {
 }
 
 struct Answer {
-  std::vector<int32_t> token;
-  std::vector<float> top, log_sum;
+  Ints token;
+  Floats top, log_sum;
 };
 
 Answer Run(const Problem& p, qwen_asr::Pool& pool) {
-  Answer out{std::vector<int32_t>(p.batch, -1), std::vector<float>(p.batch), std::vector<float>(p.batch)};
+  Answer out{Ints(p.batch, -1), Floats(p.batch), Floats(p.batch)};
   qwen_asr::Head head{};
   head.weights = p.type;
   head.batch = p.batch;
@@ -66,9 +64,13 @@ Answer Run(const Problem& p, qwen_asr::Pool& pool) {
   return out;
 }
 
-void Check(const Problem& p) {
-  TestPool pool(2, Manners::kPrompt);
-  const Answer got = Run(p, pool);
+struct Want {
+  int64_t token;
+  double top, log_sum;
+};
+
+std::vector<Want> WantOf(const Problem& p) {
+  std::vector<Want> all;
   for (int64_t b = 0; b < p.batch; ++b) {
     std::vector<double> logits(p.vocab);
     for (int64_t t = 0; t < p.vocab; ++t) logits[t] = p.Logit(b, t);
@@ -78,11 +80,23 @@ void Check(const Problem& p) {
     }
     double sum = 0.0;
     for (double logit : logits) sum += logit == logits[best] ? 1.0 : std::exp(logit - logits[best]);
-    ExpectNear(got.token[b], static_cast<double>(best), 0.0, "token of vector ", b);
-    ExpectNear(got.top[b], logits[best], 0.0, "highest logit of vector ", b);
-    const double log_sum = logits[best] + std::log(sum);
-    ExpectNear(got.log_sum[b], log_sum, 4e-6 * (1.0 + std::fabs(logits[best])), "log of the sum of vector ", b);
+    all.push_back({best, logits[best], logits[best] + std::log(sum)});
   }
+  return all;
+}
+
+Check Prepare(const Problem& problem) {
+  const auto p = std::make_shared<Problem>(problem);
+  return [p, all = WantOf(problem)] {
+    TestPool pool(2, Manners::kPrompt);
+    const Answer got = Run(*p, pool);
+    for (int64_t b = 0; b < p->batch; ++b) {
+      const Want& want = all[b];
+      ExpectNear(got.token[b], static_cast<double>(want.token), 0.0, "token of vector ", b);
+      ExpectNear(got.top[b], want.top, 0.0, "highest logit of vector ", b);
+      ExpectNear(got.log_sum[b], want.log_sum, 4e-6 * (1.0 + std::fabs(want.top)), "log of the sum of vector ", b);
+    }
+  };
 }
 
 // One token's logit becomes NaN or an infinity for all vectors, by the column where x is 32767.
@@ -119,15 +133,15 @@ void AddHeadCases(Cases& cases, bool quick) {
     for (Shape shape : shapes) {
       const std::string name = Join("head ", NameOf(type), " ", shape.vocab, "x", shape.cols);
       for (int64_t batch : {1, 2, 3, 4, 5, 8, 9}) {
-        cases.push_back({Join(name, " batch ", batch), [=] { Check(Make(type, shape.vocab, shape.cols, batch)); }});
+        cases.AddPrepared(Join(name, " batch ", batch), [=] { return Prepare(Make(type, shape.vocab, shape.cols, batch)); });
       }
       const int64_t last = shape.vocab - 1;
       auto spoilt = [&](const char* how, std::vector<std::pair<int64_t, float>> tokens) {
-        cases.push_back({Join(name, ", ", how), [=] {
+        cases.AddPrepared(Join(name, ", ", how), [=] {
                            Problem p = Make(type, shape.vocab, shape.cols, 2);
                            for (const auto& [token, with] : tokens) Spoil(p, token, with);
-                           Check(p);
-                         }});
+                           return Prepare(p);
+                         });
       };
       spoilt("a NaN at the end", {{last, kNan}});
       spoilt("two NaNs", {{last / 2, kNan}, {last, kNan}});
@@ -141,7 +155,7 @@ void AddHeadCases(Cases& cases, bool quick) {
       for (int64_t t = 0; t < shape.vocab && shape.vocab < 1000; ++t) all.emplace_back(t, -kInf);
       spoilt("negative infinities", all);
     }
-    cases.push_back({Join("head ", NameOf(type), ", pools"), [=] { CheckThreads(type, quick); }});
+    cases.Add(Join("head ", NameOf(type), ", pools"), [=] { CheckThreads(type, quick); });
   }
 }
 

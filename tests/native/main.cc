@@ -16,17 +16,25 @@ int failures = 0, in_case = 0;
 
 constexpr int kPrinted = 3;  // failures of one case
 
-void Run(const char* set, const Cases& cases, const std::string& words) {
+using Sets = std::vector<const qwen_asr::Kernels*>;
+
+void Run(const Sets& sets, const Cases& cases, const std::string& words) {
   int ran = 0;
-  for (const Case& test : cases) {
+  for (const Case& test : cases.all()) {
     if (test.name.find(words) == std::string::npos) continue;
     ++ran;
-    running = Join(set, " ", test.name);
-    in_case = 0;
-    test.run();
-    if (in_case > kPrinted) std::printf("FAILED %s: and %d more\n", running.c_str(), in_case - kPrinted);
+    const Check check = test.prepare();
+    for (const qwen_asr::Kernels* set : sets) {
+      qwen_asr::UseKernels(set);
+      running = Join(set->name, " ", test.name);
+      in_case = 0;
+      check();
+      if (in_case > kPrinted) std::printf("FAILED %s: and %d more\n", running.c_str(), in_case - kPrinted);
+    }
   }
-  std::printf("%s: %d cases\n", set, ran);
+  std::printf("%d cases on %s", ran, sets.front()->name);
+  for (size_t i = 1; i < sets.size(); ++i) std::printf(", %s", sets[i]->name);
+  std::printf("\n");
 }
 
 }  // namespace
@@ -54,24 +62,28 @@ int main(int argc, char** argv) {
       return 2;
     }
   }
-  native::Cases once, cases;
-  native::AddConversionCases(once, quick);
-  native::AddRowCases(cases, quick);
-  native::AddLinearCases(cases, quick);
-  native::AddHeadCases(cases, quick);
-  native::AddLayerCases(cases, quick);
-  native::Run("baseline", once, words);
-  int sets = 0;
+  native::Sets sets;
   for (const qwen_asr::Kernels* const* each = qwen_asr::RunnableKernels(); *each != nullptr; ++each) {
-    if (only != nullptr && std::strcmp(only, (*each)->name) != 0) continue;
-    ++sets;
-    qwen_asr::UseKernels(*each);
-    native::Run((*each)->name, cases, words);
+    if (only == nullptr || std::strcmp(only, (*each)->name) == 0) sets.push_back(*each);
   }
-  if (sets == 0) {
+  if (sets.empty()) {
     std::fprintf(stderr, "no instruction set %s here\n", only);
     return 2;
   }
+  native::Cases once, cases;
+  native::AddConversionCases(once, quick);
+  native::AddScratchCases(once, quick);
+  native::AddRowCases(cases, quick);
+  native::AddElementCases(cases, quick);
+  native::AddLinearCases(cases, quick);
+  native::AddHeadCases(cases, quick);
+  native::AddScreenCases(cases, quick);
+  native::AddAttentionCases(cases, quick);
+  native::AddDecoderCases(cases, quick);
+  native::AddEncoderCases(cases, quick);
+  native::AddConvCases(cases, quick);
+  native::Run({sets.front()}, once, words);
+  native::Run(sets, cases, words);
   std::printf("%d failures\n", native::failures);
   return native::failures == 0 ? 0 : 1;
 }

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "decoder_layer.h"
+#include "team.h"
 
 namespace native {
 
@@ -21,12 +21,13 @@ enum class Manners {
   kPrompt,
   kLate,   // each helper starts after a while, many when the work is done
   kNever,  // none starts before all work is done: the calling thread must be enough
+  kAtOnce,  // every helper runs on the calling thread before it goes on: what XLA does when it cannot schedule
 };
 
 class TestPool final : public qwen_asr::Pool {
  public:
   TestPool(int threads, Manners manners) : threads_(threads), manners_(manners) {
-    if (manners == Manners::kNever) return;
+    if (manners == Manners::kNever || manners == Manners::kAtOnce) return;
     for (int t = 1; t < threads; ++t) workers_.emplace_back([this, t] { Serve(t); });
   }
 
@@ -43,6 +44,7 @@ class TestPool final : public qwen_asr::Pool {
   int Threads() const override { return threads_; }
 
   void Start(void (*task)(void*), void* data) override {
+    if (manners_ == Manners::kAtOnce) return task(data);
     {
       std::lock_guard<std::mutex> lock(mutex_);
       waiting_.emplace_back(task, data);
@@ -81,10 +83,12 @@ inline void ForPools(bool quick, const std::function<void(qwen_asr::Pool&, const
   for (int threads : {1, 2, 3, 4, 5, 6, 7, 8}) {
     if (quick && threads > 1 && threads % 3 != 0) continue;
     TestPool prompt(threads, Manners::kPrompt), late(threads, Manners::kLate), never(threads, Manners::kNever);
+    TestPool at_once(threads, Manners::kAtOnce);
     for (int repeat = 0; repeat < (quick ? 2 : 5); ++repeat) {
       run(prompt, std::to_string(threads) + " threads");
       run(late, std::to_string(threads) + " late threads");
       run(never, std::to_string(threads) + " absent threads");
+      run(at_once, std::to_string(threads) + " threads at once");
     }
   }
 }

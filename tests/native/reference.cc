@@ -1,122 +1,228 @@
 #include "reference.h"
 
 #include <algorithm>
-#include <cfloat>
 #include <cmath>
 
 namespace native {
 
+Packed RandomMatrix(Random& random, Type type, int64_t rows, int64_t cols) {
+  return Pack(type, random.Normals(rows * cols, 1.0 / std::sqrt(static_cast<double>(cols))), cols);
+}
+
 namespace {
 
-// Operands of int8 weights may become whole numbers up to this, so that int32 sums of `n` products cannot overflow.
-double IntegerLimit(int64_t n) {
-  return std::min(32767.0, std::floor(2147483647.0 / (128.0 * static_cast<double>(n / 8 + 2))));
+Values RowOf(const Values& x, int64_t row, int64_t width) {
+  return Values(x.begin() + row * width, x.begin() + (row + 1) * width);
 }
 
-std::vector<double> Times(const Packed& weights, const std::vector<double>& x) {
-  std::vector<double> out;
-  for (const Product& each : ProductsOf(weights, x)) out.push_back(each.value);
+void Append(Values& to, const Values& from) { to.insert(to.end(), from.begin(), from.end()); }
+
+Values Plus(const Values& a, const Values& b) {
+  Values out(a.size());
+  for (size_t i = 0; i < a.size(); ++i) out[i] = SumOf(a[i], b[i]);
   return out;
 }
 
-std::vector<double> Norm(const double* x, const float* weight, int64_t n) {
-  double sum = 0.0;
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * x[i];
-  std::vector<double> out(n);
-  for (int64_t i = 0; i < n; ++i) out[i] = x[i] / std::sqrt(sum / static_cast<double>(n) + kNormEps) * weight[i];
-  return out;
-}
-
-// One head of q or k: norm, rotation, the cache's type.
-std::vector<double> Head(const double* x, const std::vector<float>& norm, const LayerProblem& p, int64_t b) {
-  const int64_t h = p.shape.head_dim;
-  std::vector<double> in = Norm(x, norm.data(), h), out(h);
-  for (int64_t i = 0; i < h / 2; ++i) {
-    const double cos = p.cos[b * h / 2 + i], sin = p.sin[b * h / 2 + i];
-    out[i] = in[i] * cos - in[i + h / 2] * sin;
-    out[i + h / 2] = in[i + h / 2] * cos + in[i] * sin;
-  }
-  for (double& each : out) each = RoundAs(p.cache, each);
-  return out;
-}
-
-// One query over the slots up to `start`; the newest key and value are given, the others come from the cache.
-std::vector<double> Attend(const std::vector<double>& q, const LayerProblem& p, int64_t b, int64_t head, const double* key,
-                           const double* value) {
-  const int64_t h = p.shape.head_dim, row = (b * p.shape.key_heads + head) * p.shape.slots, slots = p.start[b] + 1;
-  std::vector<double> scores(slots), out(h);
-  for (int64_t s = 0; s < slots; ++s) {
-    for (int64_t i = 0; i < h; ++i) scores[s] += q[i] * (s == slots - 1 ? key[i] : p.k_cache.At((row + s) * h + i));
-    scores[s] /= std::sqrt(static_cast<double>(h));
-  }
-  double largest = scores[0], total = 0.0;
-  for (double score : scores) largest = std::max(largest, score);
-  for (double& score : scores) total += score = std::exp(score - largest);
-  for (int64_t s = 0; s < slots; ++s) {
-    for (int64_t i = 0; i < h; ++i) {
-      out[i] += scores[s] / total * (s == slots - 1 ? value[i] : p.v_cache.At((row + s) * h + i));
-    }
+// One head of q or k: norm and rotation.
+Values HeadOf(const Value* x, const Floats& norm, const DecoderProblem& p, int64_t row) {
+  const int64_t h = p.shape.head_dim, half = h / 2;
+  const Values in = RmsNormOf(Values(x, x + h), norm.data(), kNormEps);
+  Values out(h);
+  const auto turned = [&](const Value& a, double with_a, const Value& b, double with_b) {
+    const double value = a.value * with_a + b.value * with_b;
+    const double own = kUnit * (std::fabs(a.value * with_a) + std::fabs(b.value * with_b));
+    return Value{value, std::sqrt(std::pow(a.deviation * with_a, 2) + std::pow(b.deviation * with_b, 2) + own * own)};
+  };
+  for (int64_t i = 0; i < half; ++i) {
+    const double cos = p.cos[row * half + i], sin = p.sin[row * half + i];
+    out[i] = turned(in[i], cos, in[i + half], -sin);
+    out[i + half] = turned(in[i + half], cos, in[i], sin);
   }
   return out;
 }
 
 }  // namespace
 
-std::vector<Product> ProductsOf(const Packed& weights, const std::vector<double>& x) {
-  const int64_t cols = static_cast<int64_t>(x.size()), rows = static_cast<int64_t>(weights.values.size()) / cols;
-  std::vector<double> rounded = x;
-  double largest = 0.0;
-  for (double& each : rounded) largest = std::max(largest, std::fabs(each = RoundAs(weights.type, each)));
-  std::vector<Product> out;
-  for (int64_t r = 0; r < rows; ++r) {
-    double sum = 0.0, magnitude = 0.0, of_weights = 0.0;
-    for (int64_t i = 0; i < cols; ++i) {
-      const double w = weights.At(r * cols + i);
-      sum += w * rounded[i];
-      magnitude += std::fabs(w * rounded[i]);
-      of_weights += std::fabs(w);
+DecoderProblem MakeDecoder(const DecoderShape& s, Type weights, Type cache, const std::vector<int32_t>& start) {
+  Random random(static_cast<uint64_t>(s.rows() * 31 + s.width * 7 + s.slots + static_cast<int>(weights) * 5));
+  const int64_t h = s.head_dim;
+  DecoderProblem p{};
+  p.shape = s;
+  p.weights = weights;
+  p.cache = cache;
+  p.x = random.Normals(s.rows() * s.width);
+  for (int64_t i = 0; i < s.rows() * (h / 2); ++i) {
+    const double angle = random.Uniform() * 6.0;
+    p.cos.push_back(static_cast<float>(std::cos(angle)));
+    p.sin.push_back(static_cast<float>(std::sin(angle)));
+  }
+  p.cos.shrink_to_fit();  // no room behind the last value
+  p.sin.shrink_to_fit();
+  p.input_norm = random.AroundOne(s.width);
+  p.post_norm = random.AroundOne(s.width);
+  p.q_norm = random.AroundOne(h);
+  p.k_norm = random.AroundOne(h);
+  p.start.assign(start.begin(), start.end());
+  p.q = RandomMatrix(random, weights, s.heads() * h, s.width);
+  p.k = RandomMatrix(random, weights, s.key_heads * h, s.width);
+  p.v = RandomMatrix(random, weights, s.key_heads * h, s.width);
+  p.o = RandomMatrix(random, weights, s.width, s.heads() * h);
+  p.gate = RandomMatrix(random, weights, s.inner, s.width);
+  p.up = RandomMatrix(random, weights, s.inner, s.width);
+  p.down = RandomMatrix(random, weights, s.width, s.inner);
+  Floats keys = random.Normals(s.batch * s.key_heads * s.slots * h), values = random.Normals(keys.size());
+  for (int64_t row = 0; row < s.batch * s.key_heads; ++row) {
+    for (int64_t i = (row * s.slots + start[row / s.key_heads]) * h; i < (row + 1) * s.slots * h; ++i) {
+      keys[i] = values[i] = kNan;
     }
-    // The last term is for instructions that take denormal numbers for zeros.
-    double tolerance = 3e-6 * magnitude + (of_weights + static_cast<double>(cols) * (1.0 + largest)) * FLT_MIN;
-    if (weights.type == Type::kI8) tolerance += 0.51 * of_weights * largest / IntegerLimit(cols);
-    const double scale = weights.scales.empty() ? 1.0 : weights.scales[r];
-    out.push_back({sum * scale, tolerance * scale});
+  }
+  p.k_cache = Pack(cache, keys, h);
+  p.v_cache = Pack(cache, values, h);
+  return p;
+}
+
+qwen_asr::DecoderLayer LayerOf(const DecoderProblem& p, Bytes& k_cache, Bytes& v_cache, Floats& out) {
+  const DecoderShape& s = p.shape;
+  qwen_asr::DecoderLayer layer{};
+  layer.weights = p.weights;
+  layer.cache = p.cache;
+  layer.eps = kNormEps;
+  layer.batch = s.batch;
+  layer.time = s.time;
+  layer.key_heads = s.key_heads;
+  layer.groups = s.groups;
+  layer.head_dim = s.head_dim;
+  layer.slots = s.slots;
+  layer.x = p.x.data();
+  layer.cos = p.cos.data();
+  layer.sin = p.sin.data();
+  layer.start = p.start.data();
+  layer.input_norm = p.input_norm.data();
+  layer.post_norm = p.post_norm.data();
+  layer.q_norm = p.q_norm.data();
+  layer.k_norm = p.k_norm.data();
+  layer.q = MatrixOf(p.q, s.width);
+  layer.k = MatrixOf(p.k, s.width);
+  layer.v = MatrixOf(p.v, s.width);
+  layer.o = MatrixOf(p.o, s.heads() * s.head_dim);
+  layer.gate = MatrixOf(p.gate, s.width);
+  layer.up = MatrixOf(p.up, s.width);
+  layer.down = MatrixOf(p.down, s.inner);
+  layer.k_cache = k_cache.data();
+  layer.v_cache = v_cache.data();
+  layer.out = out.data();
+  return layer;
+}
+
+DecoderResult DecoderOf(const DecoderProblem& p, Way way) {
+  const DecoderShape& s = p.shape;
+  const int64_t h = s.head_dim, kv = s.key_heads * h;
+  const Rows how = way == Way::kStep ? Rows::kFew : Rows::kMany;
+  const Values cached_keys = Exactly(p.k_cache.values), cached_values = Exactly(p.v_cache.values);
+  DecoderResult result;
+  Values queries;
+  for (int64_t row = 0; row < s.rows(); ++row) {
+    const Values normed = RmsNormOf(Exactly(p.x.data() + row * s.width, s.width), p.input_norm.data(), kNormEps);
+    const Values q = Times(p.q, normed, how), k = Times(p.k, normed, how);
+    for (int64_t head = 0; head < s.heads(); ++head) Append(queries, HeadOf(&q[head * h], p.q_norm, p, row));
+    for (int64_t head = 0; head < s.key_heads; ++head) Append(result.keys, HeadOf(&k[head * h], p.k_norm, p, row));
+    Append(result.values, Times(p.v, normed, how));
+  }
+  Values new_keys = result.keys, new_values = result.values;
+  RoundValues(p.cache, new_keys);
+  RoundValues(p.cache, new_values);
+  const int64_t blocks = (s.time + 63) / 64;
+  for (int64_t row = 0; row < s.rows(); ++row) {
+    const int64_t b = row / s.time, t = row % s.time;
+    int64_t together = s.groups;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const int64_t begin = s.time * block / blocks, end = s.time * (block + 1) / blocks;
+      if (begin <= t && t < end) together = (end - begin) * s.groups;
+    }
+    Values attended;
+    for (int64_t head = 0; head < s.heads(); ++head) {
+      const int64_t key_head = head / s.groups;
+      Slots slots;
+      for (int64_t slot = 0; slot < p.start[b]; ++slot) {
+        const int64_t at = ((b * s.key_heads + key_head) * s.slots + slot) * h;
+        slots.keys.push_back(&cached_keys[at]);
+        slots.values.push_back(&cached_values[at]);
+      }
+      for (int64_t i = 0; i <= t; ++i) {
+        slots.keys.push_back(&new_keys[(b * s.time + i) * kv + key_head * h]);
+        slots.values.push_back(&new_values[(b * s.time + i) * kv + key_head * h]);
+      }
+      Append(attended, AttentionOf(p.cache, RowOf(queries, row * s.heads() + head, h), slots, way == Way::kBlock && together >= 8));
+    }
+    const Values hidden = Plus(Times(p.o, attended, how), Exactly(p.x.data() + row * s.width, s.width));
+    const Values inner = RmsNormOf(hidden, p.post_norm.data(), kNormEps);
+    Values gated = Times(p.gate, inner, how);
+    const Values up = Times(p.up, inner, how);
+    for (int64_t i = 0; i < s.inner; ++i) gated[i] = SwiGluOf(gated[i], up[i]);
+    Append(result.out, Plus(Times(p.down, gated, how), hidden));
+  }
+  return result;
+}
+
+Values EncoderOf(const EncoderProblem& p) {
+  const int64_t d = p.width, h = d / p.heads, rows = p.batch * p.time;
+  const Rows how = Rows::kMany;
+  Values q, k, v, out;
+  for (int64_t row = 0; row < rows; ++row) {
+    const Values x = Exactly(p.x.data() + row * d, d);
+    const Values normed = LayerNormOf(x, p.attention_norm.data(), p.attention_norm_bias.data(), kNormEps);
+    Append(q, Times(p.q, normed, how, p.q_bias));
+    Append(k, Times(p.k, normed, how, p.k_bias));
+    Append(v, Times(p.v, normed, how, p.v_bias));
+  }
+  RoundValues(p.operands(), k);
+  RoundValues(p.operands(), v);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t b = row / p.time, window = row % p.time / p.window, begin = window * p.window;
+    const int64_t count = std::min(p.window, p.time - begin);
+    const int64_t valid = std::clamp<int64_t>(p.valid[b * p.windows + window], 0, count);
+    Values attended;
+    for (int64_t head = 0; head < p.heads; ++head) {
+      Slots slots;
+      for (int64_t i = 0; i < valid; ++i) {
+        const int64_t at = (b * p.time + begin + i) * d + head * h;
+        slots.keys.push_back(&k[at]);
+        slots.values.push_back(&v[at]);
+      }
+      const Value* query = &q[row * d + head * h];
+      Append(attended, AttentionOf(p.operands(), Values(query, query + h), slots, count >= 8 || p.heads > 1));
+    }
+    const Values hidden = Plus(Times(p.out_proj, attended, how, p.out_bias), Exactly(p.x.data() + row * d, d));
+    Values inner = Times(p.fc1, LayerNormOf(hidden, p.mlp_norm.data(), p.mlp_norm_bias.data(), kNormEps), how, p.fc1_bias);
+    for (Value& each : inner) each = GeluOf(each);
+    Values last = Plus(Times(p.fc2, inner, how, p.fc2_bias), hidden);
+    for (Value& each : last) {
+      if (p.limit > 0.0f) each.value = std::clamp<double>(each.value, -p.limit, p.limit);
+    }
+    Append(out, last);
   }
   return out;
 }
 
-LayerResult LayerOf(const LayerProblem& p) {
-  const LayerShape& s = p.shape;
-  const int64_t h = s.head_dim;
-  LayerResult result;
-  for (int64_t b = 0; b < s.batch; ++b) {
-    const std::vector<double> x(p.x.begin() + b * s.width, p.x.begin() + (b + 1) * s.width);
-    const std::vector<double> normed = Norm(x.data(), p.input_norm.data(), s.width);
-    const std::vector<double> q = Times(p.q, normed), k = Times(p.k, normed), v = Times(p.v, normed);
-    std::vector<double> attended;
-    for (int64_t head = 0; head < s.key_heads; ++head) {
-      const std::vector<double> key = Head(&k[head * h], p.k_norm, p, b);
-      std::vector<double> value(v.begin() + head * h, v.begin() + (head + 1) * h);
-      for (double& each : value) each = RoundAs(p.cache, each);
-      result.keys.insert(result.keys.end(), key.begin(), key.end());
-      result.values.insert(result.values.end(), value.begin(), value.end());
-      for (int64_t g = 0; g < s.groups; ++g) {
-        const std::vector<double> query = Head(&q[(head * s.groups + g) * h], p.q_norm, p, b);
-        const std::vector<double> one = Attend(query, p, b, head, key.data(), value.data());
-        attended.insert(attended.end(), one.begin(), one.end());
+Values ConvOf(const ConvProblem& p) {
+  const int64_t times = (p.time + 1) / 2, freqs = (p.freq + 1) / 2;
+  Values out;
+  for (int64_t at = 0; at < p.rows(); ++at) {
+    const int64_t f = at % freqs, t = at / freqs % times, n = at / freqs / times;
+    for (int64_t c = 0; c < p.c_out; ++c) {
+      Sum sum;
+      for (int64_t tap = 0; tap < 9; ++tap) {
+        const int64_t y = 2 * t + tap / 3 - 1, x = 2 * f + tap % 3 - 1;
+        if (y < 0 || y >= p.time || x < 0 || x >= p.freq) continue;
+        for (int64_t i = 0; i < p.c_in; ++i) {
+          const double in = RoundAs(p.weights, p.x.At(((n * p.time + y) * p.freq + x) * p.c_in + i));
+          sum.Add(in * p.weight.At((tap * p.c_in + i) * p.c_out + c));
+        }
       }
+      out.push_back(GeluOf(SumOf(sum.Get(), {p.bias[c], 0.0})));
     }
-    std::vector<double> hidden = Times(p.o, attended);
-    for (int64_t i = 0; i < s.width; ++i) hidden[i] += x[i];
-    const std::vector<double> inner = Norm(hidden.data(), p.post_norm.data(), s.width);
-    std::vector<double> gated = Times(p.gate, inner);
-    const std::vector<double> up = Times(p.up, inner);
-    for (int64_t i = 0; i < s.inner; ++i) gated[i] = gated[i] / (1.0 + std::exp(-gated[i])) * up[i];
-    std::vector<double> out = Times(p.down, gated);
-    for (int64_t i = 0; i < s.width; ++i) out[i] += hidden[i];
-    result.out.insert(result.out.end(), out.begin(), out.end());
   }
-  return result;
+  return out;
 }
 
 }  // namespace native

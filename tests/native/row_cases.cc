@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "half.h"
 #include "kernels.h"
@@ -12,8 +11,6 @@
 namespace native {
 
 namespace {
-
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
 
 void CheckFromF16() {
   for (int bits = 0; bits < 65536; ++bits) {
@@ -41,19 +38,19 @@ void CheckRounding(int step) {
 
 void CheckStore(Type cache, int64_t n) {
   Random random(static_cast<uint64_t>(n));
-  const std::vector<float> x = random.Normals(n);
-  std::vector<uint8_t> out(n * SizeOf(cache));
+  const Floats x = random.Normals(n);
+  Bytes out(n * SizeOf(cache));
   qwen_asr::BestKernels().store(cache, x.data(), n, out.data());
-  const std::vector<double> got = Values(cache, out);
+  const std::vector<double> got = Unpack(cache, out);
   for (int64_t i = 0; i < n; ++i) ExpectNear(got[i], RoundAs(cache, x[i]), 0.0, "stored");
 }
 
 void CheckScores(Type cache, int64_t slots, int64_t width, int64_t groups) {
   Random random(static_cast<uint64_t>(slots * 100 + width));
   const Packed keys = Pack(cache, random.Normals(slots * width), width);
-  const std::vector<float> q = random.Normals(groups * width);
+  const Floats q = random.Normals(groups * width);
   const int64_t stride = slots + 3;
-  std::vector<float> out(groups * stride, 7.0f);
+  Floats out(groups * stride, 7.0f);
   qwen_asr::BestKernels().scores(cache, keys.bytes.data(), slots, width, q.data(), groups, out.data(), stride);
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t s = 0; s < stride; ++s) {
@@ -70,8 +67,8 @@ void CheckScores(Type cache, int64_t slots, int64_t width, int64_t groups) {
 void CheckWeightedSum(Type cache, int64_t slots, int64_t width, int64_t groups) {
   Random random(static_cast<uint64_t>(slots * 100 + width));
   const Packed values = Pack(cache, random.Normals(slots * width), width);
-  const std::vector<float> p = random.Normals(groups * slots), before = random.Normals(groups * width);
-  std::vector<float> out = before;
+  const Floats p = random.Normals(groups * slots), before = random.Normals(groups * width);
+  Floats out = before;
   qwen_asr::BestKernels().weighted_sum(cache, values.bytes.data(), slots, width, p.data(), groups, slots, out.data());
   for (int64_t g = 0; g < groups; ++g) {
     for (int64_t i = 0; i < width; ++i) {
@@ -87,9 +84,9 @@ void CheckWeightedSum(Type cache, int64_t slots, int64_t width, int64_t groups) 
 
 void CheckExponentials(int64_t n) {
   Random random(static_cast<uint64_t>(n));
-  std::vector<float> p = random.Normals(n, 30.0);
+  Floats p = random.Normals(n, 30.0);
   const float scale = 0.125f, largest = *std::max_element(p.begin(), p.end()) * scale;
-  const std::vector<float> before = p;
+  const Floats before = p;
   const float sum = qwen_asr::BestKernels().exponentials(p.data(), n, scale, largest);
   double want = 0.0;
   for (int64_t i = 0; i < n; ++i) {
@@ -101,7 +98,7 @@ void CheckExponentials(int64_t n) {
 }
 
 void CheckFarExponentials() {
-  std::vector<float> p = {0.0f, -86.0f, -200.0f, -kInf, kNan, -0.0f, -1e30f};
+  Floats p = {0.0f, -86.0f, -200.0f, -kInf, kNan, -0.0f, -1e30f};
   qwen_asr::BestKernels().exponentials(p.data(), static_cast<int64_t>(p.size()), 1.0f, 0.0f);
   ExpectNear(p[0], 1.0, 0.0, "exp(0)");
   ExpectNear(p[1], std::exp(-86.0), 1e-6 * std::exp(-86.0), "exp(-86)");
@@ -113,11 +110,11 @@ void CheckFarExponentials() {
 void CheckLargest(int64_t n) {
   Random random(static_cast<uint64_t>(n));
   const auto& largest = qwen_asr::BestKernels().largest;
-  std::vector<float> p = random.Normals(n);
+  Floats p = random.Normals(n);
   for (float& each : p) each -= 9.0f;
   ExpectNear(largest(p.data(), n), *std::max_element(p.begin(), p.end()), 0.0, "of some");
   for (int64_t at = 0; at < n; ++at) {
-    std::vector<float> q = p;
+    Floats q = p;
     q[at] = 5.0f;
     ExpectNear(largest(q.data(), n), 5.0, 0.0, "in place ", at);
     q[at] = kNan;
@@ -136,29 +133,29 @@ void CheckLargest(int64_t n) {
 }  // namespace
 
 void AddConversionCases(Cases& cases, bool quick) {
-  cases.push_back({"from float16", CheckFromF16});
-  cases.push_back({"rounding", [=] { CheckRounding(quick ? 7 : 1); }});
+  cases.Add("from float16", CheckFromF16);
+  cases.Add("rounding", [=] { CheckRounding(quick ? 7 : 1); });
 }
 
 void AddRowCases(Cases& cases, bool quick) {
   for (int64_t n : {1, 3, 4, 7, 8, 15, 16, 17, 31, 33, 64, 100, 257}) {
-    cases.push_back({"exponentials of " + std::to_string(n), [=] { CheckExponentials(n); }});
-    cases.push_back({"largest of " + std::to_string(n), [=] { CheckLargest(n); }});
+    cases.Add("exponentials of " + std::to_string(n), [=] { CheckExponentials(n); });
+    cases.Add("largest of " + std::to_string(n), [=] { CheckLargest(n); });
   }
-  cases.push_back({"exponentials far below", CheckFarExponentials});
+  cases.Add("exponentials far below", CheckFarExponentials);
   for (Type cache : kCacheTypes) {
     for (int64_t width : {2, 10, 16, 64, 80, 128, 130}) {
       if (quick && width % 5 != 0) continue;
       for (int64_t groups : {1, 2, 3}) {
         const std::string size = Join(NameOf(cache), ", ", width, " wide, ", groups, " groups");
         for (int64_t slots : {1, 5, 256}) {
-          cases.push_back({Join("scores, ", slots, " slots of ", size),
-                           [=] { CheckScores(cache, slots, width, groups); }});
-          cases.push_back({Join("weighted sum, ", slots, " slots of ", size),
-                           [=] { CheckWeightedSum(cache, slots, width, groups); }});
+          cases.Add(Join("scores, ", slots, " slots of ", size),
+                           [=] { CheckScores(cache, slots, width, groups); });
+          cases.Add(Join("weighted sum, ", slots, " slots of ", size),
+                           [=] { CheckWeightedSum(cache, slots, width, groups); });
         }
       }
-      cases.push_back({Join("store ", NameOf(cache), " ", width), [=] { CheckStore(cache, width); }});
+      cases.Add(Join("store ", NameOf(cache), " ", width), [=] { CheckStore(cache, width); });
     }
   }
 }

@@ -20,9 +20,15 @@ float Random::Normal() {  // from four uniform numbers of 16 bits: near enough, 
   return static_cast<float>(static_cast<double>(sum - 131070) * (1.7320508 / 65536.0));
 }
 
-std::vector<float> Random::Normals(int64_t n, double scale) {
-  std::vector<float> x(n);
+Floats Random::Normals(int64_t n, double scale) {
+  Floats x(n);
   for (float& each : x) each = static_cast<float>(Normal() * scale);
+  return x;
+}
+
+Floats Random::AroundOne(int64_t n) {
+  Floats x = Normals(n, 0.2);
+  for (float& each : x) each += 1.0f;
   return x;
 }
 
@@ -103,8 +109,8 @@ const char* NameOf(Type type) {
   }
 }
 
-Packed Pack(Type type, const std::vector<float>& x, int64_t cols) {
-  Packed out{type, std::vector<uint8_t>(x.size() * SizeOf(type)), {}, {}};
+Packed Pack(Type type, const Floats& x, int64_t cols) {
+  Packed out{type, Bytes(x.size() * SizeOf(type)), {}, {}};
   auto put = [&out](size_t i, auto value) { std::memcpy(out.bytes.data() + i * sizeof value, &value, sizeof value); };
   if (type == Type::kI8) {
     for (size_t begin = 0; begin < x.size(); begin += cols) {
@@ -125,11 +131,11 @@ Packed Pack(Type type, const std::vector<float>& x, int64_t cols) {
       }
     }
   }
-  out.values = Values(type, out.bytes);
+  out.values = Unpack(type, out.bytes);
   return out;
 }
 
-std::vector<double> Values(Type type, const std::vector<uint8_t>& bytes) {
+std::vector<double> Unpack(Type type, const Bytes& bytes) {
   static const std::vector<double> of_f16 = [] {
     std::vector<double> all(65536);
     for (int bits = 0; bits < 65536; ++bits) all[bits] = ValueF16(static_cast<uint16_t>(bits));
@@ -162,15 +168,5 @@ bool IsNear(double got, double want, double tolerance) {
   if (std::isnan(want)) return std::isnan(got);
   return std::isinf(want) ? got == want : std::fabs(got - want) <= tolerance;
 }
-
-template <typename Number>
-void ExpectSame(const std::string& what, const std::vector<Number>& got, const std::vector<Number>& want) {
-  if (got.size() != want.size() || std::memcmp(got.data(), want.data(), got.size() * sizeof(Number)) != 0) {
-    Fail(what + ": not the same bits");
-  }
-}
-template void ExpectSame(const std::string&, const std::vector<float>&, const std::vector<float>&);
-template void ExpectSame(const std::string&, const std::vector<int32_t>&, const std::vector<int32_t>&);
-template void ExpectSame(const std::string&, const std::vector<uint8_t>&, const std::vector<uint8_t>&);
 
 }  // namespace native

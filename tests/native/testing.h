@@ -5,32 +5,58 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <functional>
+#include <limits>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
+#include "tight.h"
 
 namespace native {
 
 using qwen_asr::Type;
 
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+
 // ---- Cases -------------------------------------------------------------------------------------------------------------------
 
+using Check = std::function<void()>;
+
+// `prepare` makes the problem and its reference, once; what it returns runs on every instruction set.
 struct Case {
   std::string name;
-  std::function<void()> run;
+  std::function<Check()> prepare;
 };
-using Cases = std::vector<Case>;
 
-// Groups of cases, a file for each; main.cc runs conversions once and the others on every instruction set. `quick` leaves out
-// sizes and repetitions, for builds that run slowly.
+class Cases {
+ public:
+  void Add(std::string name, Check check) {
+    all_.push_back({std::move(name), [check = std::move(check)] { return check; }});
+  }
+  void AddPrepared(std::string name, std::function<Check()> prepare) { all_.push_back({std::move(name), std::move(prepare)}); }
+  const std::vector<Case>& all() const { return all_; }
+
+ private:
+  std::vector<Case> all_;
+};
+
+// Groups of cases, a file for each; main.cc runs those of conversions and scratch once and the others on every instruction set.
+// `quick` leaves out sizes and repetitions, for builds that run slowly.
 void AddConversionCases(Cases& cases, bool quick);
+void AddScratchCases(Cases& cases, bool quick);
 void AddRowCases(Cases& cases, bool quick);
+void AddElementCases(Cases& cases, bool quick);
 void AddLinearCases(Cases& cases, bool quick);
 void AddHeadCases(Cases& cases, bool quick);
-void AddLayerCases(Cases& cases, bool quick);
+void AddScreenCases(Cases& cases, bool quick);
+void AddAttentionCases(Cases& cases, bool quick);
+void AddDecoderCases(Cases& cases, bool quick);
+void AddEncoderCases(Cases& cases, bool quick);
+void AddConvCases(Cases& cases, bool quick);
 
 // Records a failure of the case that runs; at most a few per case are printed.
 void Fail(const std::string& what);
@@ -52,8 +78,11 @@ void ExpectNear(double got, double want, double tolerance, const Parts&... what)
   Fail(Join(what..., ": ", got, ", expected ", want, ", off by ", std::fabs(got - want) / tolerance, " tolerances"));
 }
 
-template <typename Number>
-void ExpectSame(const std::string& what, const std::vector<Number>& got, const std::vector<Number>& want);
+template <typename List>
+void ExpectSame(const std::string& what, const List& got, const List& want) {
+  if (got.size() == want.size() && (got.empty() || std::memcmp(got.data(), want.data(), got.size() * sizeof got[0]) == 0)) return;
+  Fail(what + ": not the same bits");
+}
 
 // ---- Numbers -----------------------------------------------------------------------------------------------------------------
 
@@ -65,7 +94,8 @@ class Random {
   int64_t Below(int64_t n) { return static_cast<int64_t>(Bits() % static_cast<uint64_t>(n)); }
   double Uniform() { return static_cast<double>(Bits() >> 11) / 9007199254740992.0; }
   float Normal();
-  std::vector<float> Normals(int64_t n, double scale = 1.0);
+  Floats Normals(int64_t n, double scale = 1.0);
+  Floats AroundOne(int64_t n);
 
  private:
   uint64_t state_;
@@ -86,21 +116,21 @@ const char* NameOf(Type type);
 inline constexpr Type kAllTypes[] = {Type::kF32, Type::kBF16, Type::kF16, Type::kI8};
 inline constexpr Type kCacheTypes[] = {Type::kF32, Type::kBF16, Type::kF16};
 
-// A matrix or cache in one type. The memory ends with the last value, so that a sanitizer sees a read behind it.
+// A matrix or cache in one type.
 struct Packed {
   Type type;
-  std::vector<uint8_t> bytes;
-  std::vector<float> scales;   // of int8 rows
+  Bytes bytes;
+  Floats scales;               // of int8 rows
   std::vector<double> values;  // what the bytes stand for, without the scales
 
   double At(int64_t i) const { return values[i]; }
 };
 
 // `x` rounded to the type; for int8, rows of `cols` values with a scale each.
-Packed Pack(Type type, const std::vector<float>& x, int64_t cols);
+Packed Pack(Type type, const Floats& x, int64_t cols);
 
 // What the bytes stand for, now that a kernel has written some.
-std::vector<double> Values(Type type, const std::vector<uint8_t>& bytes);
+std::vector<double> Unpack(Type type, const Bytes& bytes);
 
 }  // namespace native
 

@@ -127,9 +127,11 @@ class ScreenedHeadJob {
           for (const float each : x) squares += static_cast<double>(each) * each;
           const double norm = std::sqrt(squares), root = std::sqrt(static_cast<double>(width));
           factor.push_back(static_cast<float>(norm * 1.0001));
-          // A row's values are at most 127 scales. x is rounded to steps of its own scale (where operands are integers), and each
-          // of the two sums is off by at most `width` roundings.
-          const double rounding = 0.5 * screened.data()[b].scale * root + norm * 2.0 * width * 6e-8;
+          // A row's values are at most 127 scales. Where operands are integers, x is off by half of its own scale and what rounds
+          // in finding them; and each of the two sums is off by at most `width` roundings.
+          const bool integers = kernels_.prepared_size(Type::kI8, width) < width * sizeof(float);
+          const double step = integers ? 0.51 * screened.data()[b].scale : 0.0;
+          const double rounding = step * root + norm * 2.0 * width * 6e-8;
           slack.push_back(static_cast<float>(127.0 * root * rounding * 1.0001));
         }
       }
@@ -155,21 +157,28 @@ class ScreenedHeadJob {
         for (size_t i = 0; i < lower_.size(); ++i) threshold[i % h_.batch] = std::max(threshold[i % h_.batch], lower_[i]);
       }
       const int64_t begin = piece * per_piece, count = std::min(per_piece, rows - begin);
-      for (int64_t b = 0; b < h_.batch; ++b) {
-        Best best = {-std::numeric_limits<float>::infinity(), 0.0f, -1};
-        const float* upper = upper_.data() + b * rows + begin;
-        for (int64_t i = 0; i < count; ++i) {
-          if (upper[i] < threshold[b]) continue;  // a NaN is never less
-          if (!exact.ready()) exact.Make(kernels_, h_.weights, h_.batch, width, fill);
-          float logit;
-          kernels_.dot(h_.weights, h_.matrix.Row(h_.weights, begin + i), nullptr, 1, width, exact.data() + b, 1, &logit, 1);
-          if (best.token < 0) {
-            best = {logit, 0.0f, static_cast<int32_t>(begin + i)};
+      Best* best = exact_.data() + piece * h_.batch;
+      std::fill(best, best + h_.batch, Best{-std::numeric_limits<float>::infinity(), 0.0f, -1});
+      for (int64_t i = begin; i < begin + count; ++i) {
+        bool computed = false;
+        for (int64_t b = 0; b < h_.batch; ++b) {
+          if (upper_[b * rows + i] < threshold[b]) continue;  // a NaN is never less
+          if (!exact.ready()) {
+            exact.Make(kernels_, h_.weights, h_.batch, width, fill);
+            logits.resize(std::max<size_t>(logits.size(), h_.batch));
+          }
+          // For all vectors together: the order of a sum depends on how many share the row, and it shall be the plain head's.
+          if (!computed) {
+            kernels_.dot(h_.weights, h_.matrix.Row(h_.weights, i), nullptr, 1, width, exact.data(), h_.batch, logits.data(), 1);
+            computed = true;
+          }
+          const Best next = {logits[b], 0.0f, static_cast<int32_t>(i)};
+          if (best[b].token < 0) {
+            best[b] = next;
           } else {
-            Merge(best, {logit, 0.0f, static_cast<int32_t>(begin + i)});
+            Merge(best[b], next);
           }
         }
-        exact_[piece * h_.batch + b] = best;
       }
     });
     exact_phase_.Wait();
