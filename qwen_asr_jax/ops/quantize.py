@@ -26,10 +26,13 @@ def quantize_rows(weight: Array) -> tuple[Array, Array]:
       row with a NaN or an infinity has scale NaN, so that it does not become finite; its values mean nothing.
     """
     scale = jnp.max(jnp.abs(weight.astype(jnp.float32)), axis=1) / LIMIT
+    # XLA's CPU backend drops NaNs from a maximum that it vectorises, but no sum loses one. Behind the barriers below and here
+    # the matrix is converted again, inside each loop: shared, the float32 copy would be stored.
+    sums = jnp.sum(jnp.abs(lax.optimization_barrier(weight).astype(jnp.float32)), axis=1)
+    scale = jnp.where(jnp.isnan(sums), jnp.nan, scale)
     scale = jnp.where(jnp.isfinite(scale), scale, jnp.nan)
     # A row of zeros must not be divided by its scale; a NaN must not be cast, as what it becomes differs by platform.
     divisor = jnp.where(scale > 0, scale, jnp.inf)
-    # Behind the barrier the matrix is converted again, inside the loop that divides: shared, the float32 copy would be stored.
     again, divisor = lax.optimization_barrier((weight, divisor))
     values = jnp.clip(jnp.round(again.astype(jnp.float32) / divisor[:, None]), -LIMIT, LIMIT)
     return jnp.where(jnp.isnan(values), 0, values).astype(jnp.int8), scale

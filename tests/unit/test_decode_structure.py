@@ -15,7 +15,10 @@ from qwen_asr_jax.checkpoint.load import abstract_model
 from qwen_asr_jax.checkpoint.random_checkpoint import MODELS
 from qwen_asr_jax.engine import verbs
 from qwen_asr_jax.engine.state import cache_bytes, new_state
+from qwen_asr_jax.kernels import cpu
+from qwen_asr_jax.ops.screen import screen_of
 from qwen_asr_jax.policy import PRESETS, Policy
+from tests.kernel_cases import needs_kernels, under
 
 SLOTS = 256
 CONFIG = dataclasses.replace(MODELS["0.6b"], text=dataclasses.replace(MODELS["0.6b"].text, num_layers=2, vocab_size=4096))
@@ -26,23 +29,39 @@ CALLED = re.compile(r"(?:condition|body|calls|to_apply)=%?([\w.\-]+)")
 MOVES = {"copy", "slice", "dynamic-slice", "convert", "transpose", "concatenate", "pad", "gather", "scatter"}
 
 
-def compile_decode(policy, rows, jitted=verbs.decode):
+def compile_decode(policy, rows, jitted=verbs.decode, screened=False):
     """The decode verb, compiled for abstract arguments, and the weights' shapes."""
     _, decoder, abstract = abstract_model(CONFIG, policy)
     state = jax.eval_shape(lambda: new_state(CONFIG.text, policy, rows, SLOTS))
     eos_ids, steps = jax.ShapeDtypeStruct((2,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-    lowered = jitted.lower(decoder, abstract["decoder"], state, eos_ids, steps, chunk=32)
+    screen = jax.eval_shape(screen_of, abstract["decoder"]["embed_tokens"]["weight"]) if screened else None
+    lowered = jitted.lower(decoder, abstract["decoder"], state, eos_ids, steps, chunk=32, screen=screen)
     return lowered.compile(), abstract["decoder"]
 
 
-POLICIES = [
-    *PRESETS.values(),
+STORED = [
     Policy("bf16 stored", "bfloat16", "float32", "float32", "float32", "float32", "bfloat16", "bfloat16"),
     Policy("fp16 stored", "float16", "float32", "float32", "bfloat16", "float32", "float16", "float16"),
 ]
+"""Mixtures that only XLA computes."""
+NATIVE = [under(policy, "cpu") for policy in PRESETS.values()]
 
 
-@pytest.fixture(scope="module", params=[(p, rows) for p in POLICIES for rows in (1, 4)], ids=lambda p: f"{p[0].name}-{p[1]}")
+def label(policy):
+    return f"{policy.name}-{policy.implementation}"
+
+
+def cases(rows):
+    """Policies with the kernels that compute them, each with so many rows."""
+    chosen = [
+        pytest.param((under(p, "xla"), n), id=f"{label(under(p, 'xla'))}-{n}")
+        for p in [*PRESETS.values(), *STORED]
+        for n in rows
+    ]
+    return chosen + [pytest.param((p, n), id=f"{label(p)}-{n}", marks=needs_kernels) for p in NATIVE for n in rows]
+
+
+@pytest.fixture(scope="module", params=cases([1, 4]))
 def case(request):
     """`(policy, rows, compiled program, weights)`."""
     policy, rows = request.param
@@ -129,16 +148,40 @@ def rewritten_caches(hlo: str, size: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("policy", PRESETS.values(), ids=lambda policy: policy.name)
-def test_the_caches_of_many_rows_are_updated_in_place(policy):
+@pytest.mark.parametrize("policy_rows", cases([16]))
+def test_the_caches_of_many_rows_are_updated_in_place(policy_rows):
     """One fusion for the updates of 16 rows took ten times as long as all the rest of the step."""
-    program, _ = compile_decode(policy, 16)
-    assert not rewritten_caches(program.as_text(), 16 * CONFIG.text.num_kv_heads * SLOTS * CONFIG.text.head_dim)
+    policy, rows = policy_rows
+    program, _ = compile_decode(policy, rows)
+    size = rows * CONFIG.text.num_kv_heads * SLOTS * CONFIG.text.head_dim
+    assert not rewritten_caches(program.as_text(), size)
+
+
+def native_calls(hlo: str) -> list[str]:
+    """The handlers that are called inside loops."""
+    return [m[1] for line in inside_loops(hlo) if (m := re.search(r'custom_call_target="(qwen_asr_\w+)"', line))]
+
+
+def test_a_step_is_one_native_call_per_layer_and_one_for_the_head(case):
+    policy, _, program, _ = case
+    layers = [cpu.target("qwen_asr_decoder_layer")] * CONFIG.text.num_layers
+    wanted = [] if policy.implementation == "xla" else [cpu.target("qwen_asr_head"), *layers]
+    assert sorted(native_calls(program.as_text())) == sorted(wanted)
+
+
+@needs_kernels
+@pytest.mark.parametrize("policy", [p for p in NATIVE if p.head != jnp.int8], ids=label)
+def test_a_screened_head_moves_nothing_either(policy):
+    program, params = compile_decode(policy, 2, screened=True)
+    weights = {math.prod(leaf.shape) for _, leaf in leaves(params) if len(leaf.shape) == 2}
+    assert not moved_in_loops(program.as_text(), weights)
+    assert native_calls(program.as_text()).count(cpu.target("qwen_asr_head")) == 1
+    assert program.memory_analysis().temp_size_in_bytes < 2 * (4 << 20)
 
 
 def test_the_alias_check_can_fail():
     undonated = jax.jit(verbs.decode.__wrapped__, static_argnames=("definition", "chunk"))
-    program, _ = compile_decode(PRESETS["fp32"], 1, undonated)
+    program, _ = compile_decode(under(PRESETS["fp32"], "xla"), 1, undonated)
     assert program.memory_analysis().alias_size_in_bytes == 0
 
 

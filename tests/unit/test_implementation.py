@@ -43,14 +43,18 @@ def having(monkeypatch):
     monkeypatch.setattr(cpu, "instruction_set", lambda: "avx2")
 
 
+def computed_by(name, policy="bf16"):
+    return dataclasses.replace(PRESETS[policy], implementation=name)
+
+
 def test_auto_takes_native_kernels_where_they_are(having):
     assert [kernels.choose(name) for name in kernels.IMPLEMENTATIONS] == ["cpu", "xla", "cpu"]
-    assert [kernels.describe(name) for name in kernels.IMPLEMENTATIONS] == ["cpu avx2", "xla", "cpu avx2"]
+    assert [kernels.describe(computed_by(name)) for name in kernels.IMPLEMENTATIONS] == ["cpu avx2", "xla", "cpu avx2"]
     assert kernels.missing() is None
 
 
 def test_auto_is_xla_where_there_are_none(without):
-    assert kernels.choose("auto") == kernels.describe("xla") == "xla"
+    assert kernels.choose("auto") == kernels.describe(computed_by("xla")) == kernels.describe(computed_by("auto")) == "xla"
     assert kernels.missing() == REASON
     with pytest.raises(NotImplementedError, match=REASON):
         kernels.choose("cpu")

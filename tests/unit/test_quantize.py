@@ -69,13 +69,14 @@ def test_rows_of_zeros_stay_zero(dtype):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_row_that_is_not_finite_does_not_become_finite(dtype, bad):
-    weight = normal((3, 16), dtype)
+@pytest.mark.parametrize("rows, width", [(3, 16), (64, 1024)])
+def test_a_row_that_is_not_finite_does_not_become_finite(dtype, bad, rows, width):
+    weight = normal((rows, width), dtype)
     weight[1, 5] = bad
     values, scale = quantized(weight)
-    assert np.isnan(scale).tolist() == [False, True, False]
-    out = np.asarray(linear(jnp.ones((1, 16)), jnp.asarray(values), scale=jnp.asarray(scale), accum_dtype=F32))
-    assert np.isnan(out).tolist() == [[False, True, False]]
+    assert np.isnan(scale).nonzero()[0].tolist() == [1]
+    out = np.asarray(linear(jnp.ones((1, width)), jnp.asarray(values), scale=jnp.asarray(scale), accum_dtype=F32))
+    assert np.isnan(out[0]).nonzero()[0].tolist() == [1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -87,8 +88,10 @@ def test_linear(dtype, rows, features, width):
     out = jax.jit(lambda x, w, s, b: linear(x, w, b, scale=s, accum_dtype=F32))(x, values, scale, bias)
     assert out.dtype == np.float32
     x, values, scale = (a.astype(np.float64) for a in (x, values, scale))
-    # Operands are exact in the compute dtype: what is left is float32 rounding of each product, sum, scale and bias.
+    # Operands are exact in the compute dtype: what is left is float32 rounding of each product, sum, scale and bias. Native
+    # kernels round the operands of few rows to 16-bit integers first.
     tolerance = (width + 3) * 2.0**-24 * (np.abs(x) @ np.abs(values).T * scale + np.abs(bias))
+    tolerance += 0.5001 / 32767 * np.abs(x).max(axis=1, keepdims=True) * np.abs(values).sum(axis=1) * scale
     assert (np.abs(out - (x @ values.T * scale + bias)) <= tolerance).all()
 
 
