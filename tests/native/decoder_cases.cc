@@ -17,12 +17,40 @@ struct Ran {
   Bytes k_cache, v_cache;
 };
 
-using Runs = void (*)(const qwen_asr::DecoderLayer&, qwen_asr::Pool&);
+using Runs = void (*)(qwen_asr::DecoderLayer, qwen_asr::Pool&);
 
-Ran Run(const DecoderProblem& p, qwen_asr::Pool& pool, Runs run = qwen_asr::RunDecoderLayer) {
+void RunAny(qwen_asr::DecoderLayer layer, qwen_asr::Pool& pool) { qwen_asr::RunDecoderLayers(&layer, 1, pool); }
+void RunStep(qwen_asr::DecoderLayer layer, qwen_asr::Pool& pool) { qwen_asr::RunDecoderStep(&layer, 1, pool); }
+void RunBlock(qwen_asr::DecoderLayer layer, qwen_asr::Pool& pool) { qwen_asr::RunDecoderBlock(layer, pool); }
+
+Ran Run(const DecoderProblem& p, qwen_asr::Pool& pool, Runs run = RunAny) {
   Ran ran{Floats(p.shape.rows() * p.shape.width, kNan), p.k_cache.bytes, p.v_cache.bytes};
   run(LayerOf(p, ran.k_cache, ran.v_cache, ran.out), pool);
   return ran;
+}
+
+// Three layers of the same weights, each with caches of its own, in one call and in three.
+void ExpectChained(const DecoderProblem& p, qwen_asr::Pool& pool) {
+  constexpr int kLayers = 3;
+  DecoderProblem next = p;
+  Ran one[kLayers];
+  for (Ran& each : one) {
+    each = Run(next, pool);
+    next.x = each.out;
+  }
+  Floats out(p.shape.rows() * p.shape.width, kNan);
+  Ran all[kLayers];
+  qwen_asr::DecoderLayer layers[kLayers];
+  for (int i = 0; i < kLayers; ++i) {
+    all[i] = {{}, p.k_cache.bytes, p.v_cache.bytes};
+    layers[i] = LayerOf(p, all[i].k_cache, all[i].v_cache, out);
+  }
+  qwen_asr::RunDecoderLayers(layers, kLayers, pool);
+  ExpectSame("three layers in one call", out, one[kLayers - 1].out);
+  for (int i = 0; i < kLayers; ++i) {
+    ExpectSame(Join("keys of layer ", i), all[i].k_cache, one[i].k_cache);
+    ExpectSame(Join("values of layer ", i), all[i].v_cache, one[i].v_cache);
+  }
 }
 
 // The new slots' values near `want`, every other byte as before.
@@ -70,7 +98,7 @@ Ran RunSteps(const DecoderProblem& p, qwen_asr::Pool& pool) {
       std::memcpy(&step.sin[b * half], &p.sin[row * half], half * sizeof(float));
       step.start[b] = static_cast<int32_t>(p.start[b] + t);
     }
-    const Ran one = Run(step, pool, qwen_asr::RunDecoderStep);
+    const Ran one = Run(step, pool, RunStep);
     for (int64_t b = 0; b < s.batch; ++b) {
       std::memcpy(&all[(b * s.time + t) * s.width], &one.out[b * s.width], s.width * sizeof(float));
     }
@@ -103,10 +131,11 @@ Check Prepare(const DecoderShape& s, Type weights, Type cache, const std::vector
   const auto steps = std::make_shared<DecoderResult>(both ? DecoderOf(*p, Way::kStep) : DecoderResult());
   return [=] {
     TestPool pool(2, Manners::kPrompt);
-    Expect("a block", *p, Run(*p, pool, qwen_asr::RunDecoderBlock), *block);
+    Expect("a block", *p, Run(*p, pool, RunBlock), *block);
     if (both) Expect("steps", *p, RunSteps(*p, pool), *steps);
     Expect("the layer", *p, Run(*p, pool), s.steps() ? *steps : *block);
     ExpectApart(*p);
+    ExpectChained(*p, pool);
   };
 }
 

@@ -48,7 +48,8 @@ void CheckStore(Type cache, int64_t n) {
 void CheckScores(Type cache, int64_t slots, int64_t width, int64_t groups) {
   Random random(static_cast<uint64_t>(slots * 100 + width));
   const Packed keys = Pack(cache, random.Normals(slots * width), width);
-  const Floats q = random.Normals(groups * width);
+  Floats q = random.Normals(groups * width);
+  for (float& each : q) each = static_cast<float>(RoundAs(cache, each));
   const int64_t stride = slots + 3;
   Floats out(groups * stride, 7.0f);
   qwen_asr::BestKernels().scores(cache, keys.bytes.data(), slots, width, q.data(), groups, out.data(), stride);

@@ -47,7 +47,7 @@ struct Kernels {
   void (*dot)(Type weights, const void* rows_begin, const float* scales, int64_t rows, int64_t n, const Operand* x,
               int64_t batch, float* y, int64_t stride);
 
-  // out[g * stride + s] = dot(q[g], key s) for `slots` keys of `width` values.
+  // out[g * stride + s] = dot(q[g], key s) for `slots` keys of `width` values. Queries are what the cache's type can hold.
   void (*scores)(Type cache, const void* keys, int64_t slots, int64_t width, const float* q, int64_t groups, float* out,
                  int64_t stride);
 
