@@ -1,6 +1,7 @@
 // What XLA calls: checks shapes and types, and turns buffers into the structs of decoder_layer.h.
 
 #include <cstdint>
+#include <new>
 #include <optional>
 #include <string>
 
@@ -46,6 +47,18 @@ std::optional<Type> TypeOf(ffi::DataType type) {
 
 ffi::Error Wrong(const std::string& what) { return ffi::Error::InvalidArgument("qwen_asr_jax CPU kernel: " + what); }
 
+// XLA is compiled without exceptions.
+template <typename Job>
+ffi::Error Run(void (*run)(const Job&, Pool&), const Job& job, ffi::ThreadPool& threads) {
+  XlaPool pool(threads);
+  try {
+    run(job, pool);
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "qwen_asr_jax CPU kernel: no memory for intermediate results");
+  }
+  return ffi::Error::Success();
+}
+
 using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 
@@ -82,9 +95,7 @@ ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 sc
   linear.rows = shape[0];
   linear.x = x.typed_data();
   linear.out = out->typed_data();
-  XlaPool pool(threads);
-  RunLinear(linear, pool);
-  return ffi::Error::Success();
+  return Run(RunLinear, linear, threads);
 }
 
 ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scales, ffi::AnyBuffer screen, F32 screen_scales,
@@ -108,9 +119,7 @@ ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scal
   head.token = token->typed_data();
   head.top = top->typed_data();
   head.log_sum = log_sum->typed_data();
-  XlaPool pool(threads);
-  RunHead(head, pool);
-  return ffi::Error::Success();
+  return Run(RunHead, head, threads);
 }
 
 ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 start, ffi::AnyBuffer k_cache,
@@ -173,9 +182,7 @@ ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 s
   layer.k_cache = new_k->untyped_data();
   layer.v_cache = new_v->untyped_data();
   layer.out = out->typed_data();
-  XlaPool pool(threads);
-  RunDecoderLayer(layer, pool);
-  return ffi::Error::Success();
+  return Run(RunDecoderLayer, layer, threads);
 }
 
 ffi::Error EncoderLayer_(ffi::ThreadPool threads, F32 x, S32 valid, F32 attention_norm, F32 attention_norm_bias, F32 mlp_norm,
@@ -229,9 +236,7 @@ ffi::Error EncoderLayer_(ffi::ThreadPool threads, F32 x, S32 valid, F32 attentio
   layer.mlp_norm = mlp_norm.typed_data();
   layer.mlp_norm_bias = mlp_norm_bias.typed_data();
   layer.out = out->typed_data();
-  XlaPool pool(threads);
-  RunEncoderLayer(layer, pool);
-  return ffi::Error::Success();
+  return Run(RunEncoderLayer, layer, threads);
 }
 
 ffi::Error Conv_(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weight, F32 bias, ffi::Result<ffi::AnyBuffer> out) {
@@ -260,9 +265,7 @@ ffi::Error Conv_(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weigh
   conv.weight = weight.untyped_data();
   conv.bias = bias.typed_data();
   conv.out = out->untyped_data();
-  XlaPool pool(threads);
-  RunConv(conv, pool);
-  return ffi::Error::Success();
+  return Run(RunConv, conv, threads);
 }
 
 }  // namespace
