@@ -62,14 +62,19 @@ ffi::Error Run(void (*run)(const Job&, Pool&), const Job& job, ffi::ThreadPool& 
 using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 
+template <typename Buffer>
+bool Holds(const Buffer& buffer, int64_t values) {
+  return static_cast<int64_t>(buffer.element_count()) == values;
+}
+
 // A weight matrix [rows, cols], with the scales that int8 rows need.
 ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, const F32& scales, Type type, Matrix& out) {
   const auto shape = buffer.dimensions();
-  if (shape.size() != 2) return Wrong("a weight is not a matrix");
+  if (shape.size() != 2 || shape[0] < 1 || shape[1] < 1) return Wrong("a weight is not a matrix");
   if (TypeOf(buffer.element_type()) != type) return Wrong("weights of different types");
   out = {buffer.untyped_data(), nullptr, shape[0], shape[1]};
   if (type == Type::kI8) {
-    if (static_cast<int64_t>(scales.element_count()) != shape[0]) return Wrong("int8 weights need a scale per row");
+    if (!Holds(scales, shape[0])) return Wrong("int8 weights need a scale per row");
     out.scales = scales.typed_data();
   }
   return ffi::Error::Success();
@@ -77,7 +82,7 @@ ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, const F32& scales, Type type, 
 
 // A vector of `size` values; an empty one stands for none.
 ffi::Error ToVector(const F32& buffer, int64_t size, const float*& out) {
-  if (buffer.element_count() != 0 && static_cast<int64_t>(buffer.element_count()) != size) return Wrong("a vector does not fit");
+  if (buffer.element_count() != 0 && !Holds(buffer, size)) return Wrong("a vector does not fit");
   out = buffer.element_count() == 0 ? nullptr : buffer.typed_data();
   return ffi::Error::Success();
 }
@@ -92,6 +97,7 @@ ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 sc
   const auto shape = x.dimensions();
   if (shape.size() != 2 || shape[1] != linear.matrix.cols) return Wrong("operand and weights do not fit");
   if (auto error = ToVector(bias, linear.matrix.rows, linear.bias); error.failure()) return error;
+  if (!Holds(*out, shape[0] * linear.matrix.rows)) return Wrong("the result does not fit");
   linear.rows = shape[0];
   linear.x = x.typed_data();
   linear.out = out->typed_data();
@@ -112,8 +118,10 @@ ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scal
     if (*type == Type::kI8) return Wrong("int8 weights need no screen");
     if (auto error = ToMatrix(screen, screen_scales, Type::kI8, head.screen); error.failure()) return error;
     if (head.screen.rows != head.matrix.rows || head.screen.cols != head.matrix.cols) return Wrong("the screen does not fit");
-    if (auto error = ToVector(screen_errors, head.matrix.rows, head.screen_errors); error.failure()) return error;
+    if (!Holds(screen_errors, head.matrix.rows)) return Wrong("a screen needs an error per row");
+    head.screen_errors = screen_errors.typed_data();
   }
+  if (!Holds(*token, shape[0]) || !Holds(*top, shape[0]) || !Holds(*log_sum, shape[0])) return Wrong("a result does not fit");
   head.batch = shape[0];
   head.x = x.typed_data();
   head.token = token->typed_data();
@@ -149,8 +157,11 @@ ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 s
     if (auto error = ToMatrix(each.weight, each.scales, *weights, each.matrix); error.failure()) return error;
   }
   const auto shape = x.dimensions(), cached = k_cache.dimensions();
-  if (shape.size() != 3 || cached.size() != 3 || shape[0] < 1 || cached[0] % shape[0] != 0) {
+  if (shape.size() != 3 || cached.size() != 3 || shape[0] < 1 || cached[0] < 1 || cached[0] % shape[0] != 0 || cached[2] < 1) {
     return Wrong("x is [B, T, D], caches are [B * K, S, H]");
+  }
+  if (TypeOf(v_cache.element_type()) != cache || !Holds(v_cache, cached[0] * cached[1] * cached[2])) {
+    return Wrong("the caches are not alike");
   }
   layer.batch = shape[0];
   layer.time = shape[1];
@@ -164,8 +175,12 @@ ffi::Error DecoderLayer_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 s
                     layer.o.rows == width && layer.gate.cols == width && layer.up.cols == width &&
                     layer.up.rows == layer.gate.rows && layer.down.cols == layer.gate.rows && layer.down.rows == width;
   if (!fits) return Wrong("the layer's matrices do not fit each other");
-  if (static_cast<int64_t>(start.element_count()) != layer.batch ||
-      static_cast<int64_t>(cos.element_count()) != layer.rows() * layer.head_dim / 2) {
+  if (!Holds(input_norm, width) || !Holds(post_norm, width) || !Holds(q_norm, layer.head_dim) ||
+      !Holds(k_norm, layer.head_dim) || !Holds(*out, layer.rows() * width)) {
+    return Wrong("the layer's norms or its result do not fit");
+  }
+  const int64_t angles = layer.rows() * (layer.head_dim / 2);
+  if (layer.head_dim % 2 != 0 || !Holds(start, layer.batch) || !Holds(cos, angles) || !Holds(sin, angles)) {
     return Wrong("a start and a rotation are needed per row");
   }
   for (int64_t b = 0; b < layer.batch; ++b) {
@@ -224,6 +239,10 @@ ffi::Error EncoderLayer_(ffi::ThreadPool threads, F32 x, S32 valid, F32 attentio
                     layer.out_proj.rows == width && layer.fc1.cols == width && layer.fc2.cols == layer.fc1.rows &&
                     layer.fc2.rows == width && heads > 0 && width % heads == 0 && windows[1] * window >= shape[1];
   if (!fits) return Wrong("the layer's matrices do not fit each other");
+  if (!Holds(attention_norm, width) || !Holds(attention_norm_bias, width) || !Holds(mlp_norm, width) ||
+      !Holds(mlp_norm_bias, width) || !Holds(*out, shape[0] * shape[1] * width)) {
+    return Wrong("the layer's norms or its result do not fit");
+  }
   layer.batch = shape[0];
   layer.time = shape[1];
   layer.windows = windows[1];
@@ -257,8 +276,7 @@ ffi::Error Conv_(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weigh
   conv.freq = shape[2];
   conv.c_in = shape[3];
   conv.c_out = filter[3];
-  if (static_cast<int64_t>(bias.element_count()) != conv.c_out ||
-      static_cast<int64_t>(out->element_count()) != conv.rows() * conv.c_out) {
+  if (!Holds(bias, conv.c_out) || !Holds(*out, conv.rows() * conv.c_out)) {
     return Wrong("bias or result do not fit the convolution");
   }
   conv.x = x.untyped_data();
