@@ -40,7 +40,7 @@ def build(cxx: list[str], flags: list[str]) -> pathlib.Path:
     """The test program, compiled if it was not yet, from these sources with these flags."""
     setup = load_setup()
     kernels = ROOT / setup.SOURCES
-    sources = [p for p in sorted(kernels.glob("*.cc")) if p.stem != "handlers"] + sorted(HERE.glob("*.cc"))
+    sources = [p for p in sorted(kernels.glob("*.cc")) if not p.stem.startswith("handlers")] + sorted(HERE.glob("*.cc"))
     digest = hashlib.sha256(repr((cxx, flags)).encode())
     for path in [*sorted(kernels.iterdir()), *sorted(HERE.iterdir()), ROOT / "setup.py"]:
         if path.is_file():

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <set>
 #include <thread>
 #include <vector>
@@ -60,6 +61,16 @@ void CheckBuffer() {
   if (buffer[4999] != 4999.0) Fail("a buffer lost a value");
 }
 
+void CheckTooMuch() {
+  void* block = nullptr;
+  try {
+    block = TakeScratch(size_t{1} << 60);
+  } catch (const std::bad_alloc&) {
+    return;
+  }
+  Fail(Join("there is no such memory, but a block at ", block));
+}
+
 void CheckThreads(int threads, int rounds) {
   std::vector<std::thread> all;
   std::vector<int> wrong(threads);
@@ -90,6 +101,9 @@ void AddScratchCases(Cases& cases, bool quick) {
   cases.Add("scratch, buffer", CheckBuffer);
   cases.Add("scratch, many small blocks", [] { CheckMany(400, 100); });
   cases.Add("scratch, many large blocks", [] { CheckMany(9, size_t{9} << 20); });
+#if !defined(QWEN_SANITIZED)  // under which such a request ends the program
+  cases.Add("scratch, too much", CheckTooMuch);
+#endif
   cases.Add("scratch, threads, pools", [=] { CheckThreads(8, quick ? 300 : 3000); });
 }
 

@@ -9,12 +9,16 @@
 #include <new>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define QWEN_OWN_BOUNDS  // also in front of the first value
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define QWEN_OWN_BOUNDS
+#if defined(__has_feature)
+#define QWEN_HAS(sanitizer) __has_feature(sanitizer)
+#else
+#define QWEN_HAS(sanitizer) 0
 #endif
+#if defined(__SANITIZE_ADDRESS__) || QWEN_HAS(address_sanitizer)
+#define QWEN_OWN_BOUNDS  // also in front of the first value
+#endif
+#if defined(QWEN_OWN_BOUNDS) || defined(__SANITIZE_THREAD__) || QWEN_HAS(thread_sanitizer)
+#define QWEN_SANITIZED
 #endif
 
 #if !defined(QWEN_OWN_BOUNDS)

@@ -1,82 +1,16 @@
-// What XLA calls: checks shapes and types, and turns buffers into the structs of decoder_layer.h.
+// What XLA calls: checks shapes and types, and turns buffers into the kernels' structs. The decoder's is in handlers_decoder.cc.
 
-#include <algorithm>
+#include "handlers.h"
+
 #include <cstdint>
-#include <optional>
-#include <string>
-#include <vector>
 
 #include "conv.h"
-#include "decoder_layer.h"
 #include "encoder_layer.h"
 #include "linear.h"
-#include "team.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace qwen_asr {
 
 namespace {
-
-namespace ffi = xla::ffi;
-
-class XlaPool final : public Pool {
- public:
-  explicit XlaPool(ffi::ThreadPool& pool) : pool_(pool) {}
-  int Threads() const override { return static_cast<int>(pool_.num_threads()); }
-  void Start(void (*task)(void*), void* data) override {
-    pool_.Schedule([task, data] { task(data); });
-  }
-
- private:
-  ffi::ThreadPool& pool_;
-};
-
-std::optional<Type> TypeOf(ffi::DataType type) {
-  switch (type) {
-    case ffi::DataType::F32:
-      return Type::kF32;
-    case ffi::DataType::BF16:
-      return Type::kBF16;
-    case ffi::DataType::F16:
-      return Type::kF16;
-    case ffi::DataType::S8:
-      return Type::kI8;
-    default:
-      return std::nullopt;
-  }
-}
-
-ffi::Error Wrong(const std::string& what) { return ffi::Error::InvalidArgument("qwen_asr_jax CPU kernel: " + what); }
-
-using F32 = ffi::Buffer<ffi::F32>;
-using S32 = ffi::Buffer<ffi::S32>;
-
-// A weight matrix [rows, cols].
-ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, Type type, Matrix& out) {
-  const auto shape = buffer.dimensions();
-  if (shape.size() != 2) return Wrong("a weight is not a matrix");
-  if (TypeOf(buffer.element_type()) != type) return Wrong("weights of different types");
-  out = {buffer.untyped_data(), nullptr, shape[0], shape[1]};
-  return ffi::Error::Success();
-}
-
-// The same with the scales that int8 rows need.
-ffi::Error ToMatrix(const ffi::AnyBuffer& buffer, const F32& scales, Type type, Matrix& out) {
-  if (auto error = ToMatrix(buffer, type, out); error.failure()) return error;
-  const auto shape = buffer.dimensions();
-  if (type == Type::kI8) {
-    if (static_cast<int64_t>(scales.element_count()) != shape[0]) return Wrong("int8 weights need a scale per row");
-    out.scales = scales.typed_data();
-  }
-  return ffi::Error::Success();
-}
-
-// A vector of `size` values; an empty one stands for none.
-ffi::Error ToVector(const F32& buffer, int64_t size, const float*& out) {
-  if (buffer.element_count() != 0 && static_cast<int64_t>(buffer.element_count()) != size) return Wrong("a vector does not fit");
-  out = buffer.element_count() == 0 ? nullptr : buffer.typed_data();
-  return ffi::Error::Success();
-}
 
 ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scales, F32 bias,
                    ffi::ResultBuffer<ffi::F32> out) {
@@ -88,12 +22,11 @@ ffi::Error Linear_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 sc
   const auto shape = x.dimensions();
   if (shape.size() != 2 || shape[1] != linear.matrix.cols) return Wrong("operand and weights do not fit");
   if (auto error = ToVector(bias, linear.matrix.rows, linear.bias); error.failure()) return error;
+  if (!Holds(*out, shape[0] * linear.matrix.rows)) return Wrong("the result does not fit");
   linear.rows = shape[0];
   linear.x = x.typed_data();
   linear.out = out->typed_data();
-  XlaPool pool(threads);
-  RunLinear(linear, pool);
-  return ffi::Error::Success();
+  return Run(threads, [&](Pool& pool) { RunLinear(linear, pool); });
 }
 
 ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scales, ffi::AnyBuffer screen, F32 screen_scales,
@@ -110,119 +43,16 @@ ffi::Error Head_(ffi::ThreadPool threads, F32 x, ffi::AnyBuffer weight, F32 scal
     if (*type == Type::kI8) return Wrong("int8 weights need no screen");
     if (auto error = ToMatrix(screen, screen_scales, Type::kI8, head.screen); error.failure()) return error;
     if (head.screen.rows != head.matrix.rows || head.screen.cols != head.matrix.cols) return Wrong("the screen does not fit");
-    if (auto error = ToVector(screen_errors, head.matrix.rows, head.screen_errors); error.failure()) return error;
+    if (!Holds(screen_errors, head.matrix.rows)) return Wrong("a screen needs an error per row");
+    head.screen_errors = screen_errors.typed_data();
   }
+  if (!Holds(*token, shape[0]) || !Holds(*top, shape[0]) || !Holds(*log_sum, shape[0])) return Wrong("a result does not fit");
   head.batch = shape[0];
   head.x = x.typed_data();
   head.token = token->typed_data();
   head.top = top->typed_data();
   head.log_sum = log_sum->typed_data();
-  XlaPool pool(threads);
-  RunHead(head, pool);
-  return ffi::Error::Success();
-}
-
-ffi::Error ToLayer(const ffi::RemainingArgs& given, size_t at, size_t per_layer, const ffi::RemainingRets& caches, size_t index,
-                   const F32& x, const S32& start, const F32& cos, DecoderLayer& layer) {
-  const auto k_cache = given.get<ffi::AnyBuffer>(at), v_cache = given.get<ffi::AnyBuffer>(at + 1);
-  auto new_k = caches.get<ffi::AnyBuffer>(2 * index), new_v = caches.get<ffi::AnyBuffer>(2 * index + 1);
-  if (!k_cache || !v_cache || !new_k || !new_v) return Wrong("a cache is missing");
-  if ((*new_k)->untyped_data() != k_cache->untyped_data() || (*new_v)->untyped_data() != v_cache->untyped_data()) {
-    return Wrong("the caches are not updated in place");
-  }
-  const float** norms[] = {&layer.input_norm, &layer.post_norm, &layer.q_norm, &layer.k_norm};
-  size_t norm_sizes[4];
-  for (size_t i = 0; i < 4; ++i) {
-    const auto norm = given.get<F32>(at + 2 + i);
-    if (!norm) return Wrong("a norm is missing or not float32");
-    *norms[i] = norm->typed_data();
-    norm_sizes[i] = norm->element_count();
-  }
-  const bool scaled = per_layer > 13;
-  Matrix* matrices[] = {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down};
-  const auto q = given.get<ffi::AnyBuffer>(at + 6);
-  const auto weights = q ? TypeOf(q->element_type()) : std::nullopt;
-  const auto cache = TypeOf(k_cache->element_type());
-  if (!weights || !cache || *cache == Type::kI8 || TypeOf(v_cache->element_type()) != cache) {
-    return Wrong("no such type of weights or cache");
-  }
-  if (scaled != (*weights == Type::kI8)) return Wrong("int8 weights, and no others, have scales");
-  layer.weights = *weights;
-  layer.cache = *cache;
-  for (size_t i = 0; i < 7; ++i) {
-    const auto matrix = given.get<ffi::AnyBuffer>(at + 6 + i);
-    if (!matrix) return Wrong("a matrix is missing");
-    if (auto error = ToMatrix(*matrix, *weights, *matrices[i]); error.failure()) return error;
-    if (!scaled) continue;
-    const auto scales = given.get<F32>(at + 13 + i);
-    if (!scales || static_cast<int64_t>(scales->element_count()) != matrices[i]->rows) {
-      return Wrong("int8 weights need a scale per row");
-    }
-    matrices[i]->scales = scales->typed_data();
-  }
-  const auto shape = x.dimensions(), cached = k_cache->dimensions(), values = v_cache->dimensions();
-  if (shape.size() != 3 || cached.size() != 3 || shape[0] < 1 || shape[1] < 1 || cached[0] < 1 || cached[0] % shape[0] != 0 ||
-      !std::equal(cached.begin(), cached.end(), values.begin(), values.end())) {
-    return Wrong("x is [B, T, D], caches are [B * K, S, H]");
-  }
-  layer.batch = shape[0];
-  layer.time = shape[1];
-  layer.key_heads = cached[0] / shape[0];
-  layer.slots = cached[1];
-  layer.head_dim = cached[2];
-  layer.k_cache = (*new_k)->untyped_data();
-  layer.v_cache = (*new_v)->untyped_data();
-  const int64_t kv = layer.key_heads * layer.head_dim, width = shape[2], h = layer.head_dim;
-  if (h < 2 || h % 2 != 0) return Wrong("heads have an even width");
-  layer.groups = layer.q.rows / kv;
-  const bool fits = layer.groups > 0 && layer.q.rows == layer.groups * kv && layer.q.cols == width && layer.k.cols == width &&
-                    layer.v.cols == width && layer.k.rows == kv && layer.v.rows == kv && layer.o.cols == layer.q.rows &&
-                    layer.o.rows == width && layer.gate.cols == width && layer.up.cols == width &&
-                    layer.up.rows == layer.gate.rows && layer.down.cols == layer.gate.rows && layer.down.rows == width &&
-                    norm_sizes[0] == static_cast<size_t>(width) && norm_sizes[1] == static_cast<size_t>(width) &&
-                    norm_sizes[2] == static_cast<size_t>(h) && norm_sizes[3] == static_cast<size_t>(h);
-  if (!fits) return Wrong("the layer's matrices do not fit each other");
-  if (static_cast<int64_t>(start.element_count()) != layer.batch ||
-      static_cast<int64_t>(cos.element_count()) != layer.rows() * h / 2) {
-    return Wrong("a start and a rotation are needed per row");
-  }
-  for (int64_t b = 0; b < layer.batch; ++b) {
-    if (layer.start[b] < 0 || layer.start[b] + layer.time > layer.slots) return Wrong("a row starts outside of its cache");
-  }
-  return ffi::Error::Success();
-}
-
-// What every layer brings, in this order: k_cache, v_cache, input_norm, post_norm, q_norm, k_norm, then the matrices q, k, v, o,
-// gate, up, down, and behind int8 matrices their scales.
-constexpr size_t kLayerArguments = 13, kLayerScales = 7;
-
-ffi::Error DecoderLayers_(ffi::ThreadPool threads, F32 x, F32 cos, F32 sin, S32 start, ffi::RemainingArgs given,
-                          ffi::ResultBuffer<ffi::F32> out, ffi::RemainingRets caches, float eps) {
-  const size_t count = caches.size() / 2;
-  if (count == 0 || caches.size() % 2 != 0) return Wrong("every layer has two caches");
-  const size_t per_layer = given.size() / count;
-  if (given.size() % count != 0 || (per_layer != kLayerArguments && per_layer != kLayerArguments + kLayerScales)) {
-    return Wrong("every layer brings 13 arguments, or 20 with scales");
-  }
-  std::vector<DecoderLayer> layers(count);
-  for (size_t i = 0; i < count; ++i) {
-    DecoderLayer& layer = layers[i];
-    layer.eps = eps;
-    layer.x = x.typed_data();
-    layer.cos = cos.typed_data();
-    layer.sin = sin.typed_data();
-    layer.start = start.typed_data();
-    layer.out = out->typed_data();
-    if (auto error = ToLayer(given, i * per_layer, per_layer, caches, i, x, start, cos, layer); error.failure()) return error;
-    const DecoderLayer& first = layers[0];
-    const bool same = layer.weights == first.weights && layer.cache == first.cache && layer.key_heads == first.key_heads &&
-                      layer.groups == first.groups && layer.head_dim == first.head_dim && layer.slots == first.slots &&
-                      layer.gate.rows == first.gate.rows;
-    if (!same) return Wrong("layers of different shapes");
-  }
-  XlaPool pool(threads);
-  RunDecoderLayers(layers.data(), static_cast<int64_t>(count), pool);
-  return ffi::Error::Success();
+  return Run(threads, [&](Pool& pool) { RunHead(head, pool); });
 }
 
 ffi::Error EncoderLayer_(ffi::ThreadPool threads, F32 x, S32 valid, F32 attention_norm, F32 attention_norm_bias, F32 mlp_norm,
@@ -264,6 +94,10 @@ ffi::Error EncoderLayer_(ffi::ThreadPool threads, F32 x, S32 valid, F32 attentio
                     layer.out_proj.rows == width && layer.fc1.cols == width && layer.fc2.cols == layer.fc1.rows &&
                     layer.fc2.rows == width && heads > 0 && width % heads == 0 && windows[1] * window >= shape[1];
   if (!fits) return Wrong("the layer's matrices do not fit each other");
+  if (!Holds(attention_norm, width) || !Holds(attention_norm_bias, width) || !Holds(mlp_norm, width) ||
+      !Holds(mlp_norm_bias, width) || !Holds(*out, shape[0] * shape[1] * width)) {
+    return Wrong("the layer's norms or its result do not fit");
+  }
   layer.batch = shape[0];
   layer.time = shape[1];
   layer.windows = windows[1];
@@ -276,9 +110,7 @@ ffi::Error EncoderLayer_(ffi::ThreadPool threads, F32 x, S32 valid, F32 attentio
   layer.mlp_norm = mlp_norm.typed_data();
   layer.mlp_norm_bias = mlp_norm_bias.typed_data();
   layer.out = out->typed_data();
-  XlaPool pool(threads);
-  RunEncoderLayer(layer, pool);
-  return ffi::Error::Success();
+  return Run(threads, [&](Pool& pool) { RunEncoderLayer(layer, pool); });
 }
 
 ffi::Error Conv_(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weight, F32 bias, ffi::Result<ffi::AnyBuffer> out) {
@@ -299,17 +131,14 @@ ffi::Error Conv_(ffi::ThreadPool threads, ffi::AnyBuffer x, ffi::AnyBuffer weigh
   conv.freq = shape[2];
   conv.c_in = shape[3];
   conv.c_out = filter[3];
-  if (static_cast<int64_t>(bias.element_count()) != conv.c_out ||
-      static_cast<int64_t>(out->element_count()) != conv.rows() * conv.c_out) {
+  if (!Holds(bias, conv.c_out) || !Holds(*out, conv.rows() * conv.c_out)) {
     return Wrong("bias or result do not fit the convolution");
   }
   conv.x = x.untyped_data();
   conv.weight = weight.untyped_data();
   conv.bias = bias.typed_data();
   conv.out = out->untyped_data();
-  XlaPool pool(threads);
-  RunConv(conv, pool);
-  return ffi::Error::Success();
+  return Run(threads, [&](Pool& pool) { RunConv(conv, pool); });
 }
 
 }  // namespace
@@ -382,17 +211,5 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_conv_gelu, qwen_asr::Conv_,
                                   .Arg<xla::ffi::AnyBuffer>()
                                   .Arg<qwen_asr::F32>()
                                   .Ret<xla::ffi::AnyBuffer>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_decoder_layers, qwen_asr::DecoderLayers_,
-                              xla::ffi::Ffi::Bind()
-                                  .Ctx<xla::ffi::ThreadPool>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::F32>()
-                                  .Arg<qwen_asr::S32>()
-                                  .RemainingArgs()
-                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
-                                  .RemainingRets()
-                                  .Attr<float>("eps"));
 
 #pragma GCC visibility pop

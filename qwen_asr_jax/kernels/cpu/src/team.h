@@ -93,15 +93,18 @@ inline int ThreadsOf(const Pool& pool) { return std::clamp(pool.Threads(), 1, kM
 
 // Runs `job->Work(thread)` on the calling thread and on those that the pool lends. The job lives until the last of them is
 // done with it; one that comes after the work is finished finds nothing to do.
+//
+// Nothing may be thrown from here on: others would wait for the piece that it was thrown from, and read buffers that the caller
+// has freed. What a job allocates before, in its constructor, may fail.
 template <typename Job>
-void RunOnTeam(std::shared_ptr<Job> job, Pool& pool, int threads) {
+void RunOnTeam(std::shared_ptr<Job> job, Pool& pool, int threads) noexcept {
   struct Late {
     std::shared_ptr<Job> job;
     int thread;
   };
   for (int t = 1; t < threads; ++t) {
     pool.Start(
-        [](void* data) {
+        [](void* data) noexcept {
           std::unique_ptr<Late> late(static_cast<Late*>(data));
           late->job->Work(late->thread);
         },
