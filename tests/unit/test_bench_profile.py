@@ -67,7 +67,7 @@ def test_a_real_trace(model, tmp_path):
     titles = [line.split(":")[0] for line in table.splitlines() if " ms " in line and ":" in line]
     assert {"encode", "prefill", "decode", "log_mel"} <= set(titles)
     native = model.engine.policy.implementation == "cpu"
-    assert ("DecoderLayer._native qwen_asr_decoder_layer" if native else "GatedMLP dot_general") in table
+    assert ("TextDecoder qwen_asr_decoder_layers" if native else "GatedMLP dot_general") in table
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))
 
 

@@ -66,7 +66,7 @@ def test_linear_refuses(message, x, weight, scale, bias):
         ("the screen does not fit", {3: array((39, 8), I8), 4: array(39)}),
         ("the screen does not fit", {3: array((40, 9), I8)}),
         ("int8 weights need a scale per row", {4: array(39)}),
-        ("a vector does not fit", {5: array(39)}),
+        ("a screen needs an error per row", {5: array(39)}),
     ],
 )
 def test_head_refuses(message, changes):
@@ -85,13 +85,13 @@ Q, K, V, OUT_PROJ, GATE, UP, DOWN = range(10, 17)
 
 
 def layer_operands():
-    """Those of `qwen_asr_decoder_layer`."""
+    """Those of `qwen_asr_decoder_layers`, for one layer."""
     shapes = [(GROUPS * KV, WIDTH), (KV, WIDTH), (KV, WIDTH), (WIDTH, GROUPS * KV), *[(INNER, WIDTH)] * 2, (WIDTH, INNER)]
     rotation = array((BATCH, TIME, HEAD // 2))
     operands = [normal((BATCH, TIME, WIDTH)), rotation, rotation, np.asarray([0, SLOTS - TIME], I32)]
     operands += [array(CACHE), array(CACHE), *(np.ones(n, F32) for n in (WIDTH, WIDTH, HEAD, HEAD))]
     operands += [normal(shape) for shape in shapes]
-    return operands + [NONE] * 7
+    return operands
 
 
 def replaced(changes):
@@ -115,6 +115,7 @@ def replaced(changes):
         ("weights of different types", {UP: array((INNER, WIDTH), BF16)}),
         ("weights of different types", {Q: array((GROUPS * KV, WIDTH), F16)}),
         ("a weight is not a matrix", {GATE: array(INNER * WIDTH)}),
+        ("int8 weights, and no others, have scales", {Q: array((GROUPS * KV, WIDTH), I8)}),
         *(
             ("the layer's matrices do not fit each other", {i: array(shape)})
             for i, shape in [
@@ -132,26 +133,51 @@ def replaced(changes):
     ],
 )
 def test_decoder_layer_refuses(message, changes):
-    refused(message, "qwen_asr_decoder_layer", OUT, *replaced(changes), aliases=ALIASES, eps=np.float32(1e-6))
+    refused(message, "qwen_asr_decoder_layers", OUT, *replaced(changes), aliases=ALIASES, eps=np.float32(1e-6))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "message, operands",
+    [
+        ("every layer brings 13 arguments, or 20 with scales", layer_operands()[:-1]),
+        ("int8 weights, and no others, have scales", layer_operands() + [array(WIDTH)] * 7),
+    ],
+)
+def test_decoder_layers_bring_all_that_they_have(message, operands):
+    refused(message, "qwen_asr_decoder_layers", OUT, *operands, aliases=ALIASES, eps=np.float32(1e-6))
+
+
+@needs_kernels
+def test_decoder_layers_are_of_one_shape():
+    one, two = layer_operands(), layer_operands()[4:]
+    two[GATE - 4], two[UP - 4], two[DOWN - 4] = (
+        array((INNER + 1, WIDTH)),
+        array((INNER + 1, WIDTH)),
+        array((WIDTH, INNER + 1)),
+    )
+    aliases = {4: 1, 5: 2, 17: 3, 18: 4}
+    out = [*OUT, *OUT[1:]]
+    refused("layers of different shapes", "qwen_asr_decoder_layers", out, *one, *two, aliases=aliases, eps=np.float32(1e-6))
 
 
 @needs_kernels
 def test_decoder_layer_refuses_caches_of_integers():
     operands = replaced({4: array(CACHE, I32), 5: array(CACHE, I32)})
     out = [OUT[0], (CACHE, I32), (CACHE, I32)]
-    refused("no such type", "qwen_asr_decoder_layer", out, *operands, aliases=ALIASES, eps=np.float32(1e-6))
+    refused("no such type", "qwen_asr_decoder_layers", out, *operands, aliases=ALIASES, eps=np.float32(1e-6))
 
 
 @needs_kernels
 def test_decoder_layer_refuses_caches_that_are_not_aliased():
-    refused("the caches are not updated in place", "qwen_asr_decoder_layer", OUT, *layer_operands(), eps=np.float32(1e-6))
+    refused("the caches are not updated in place", "qwen_asr_decoder_layers", OUT, *layer_operands(), eps=np.float32(1e-6))
 
 
 @needs_kernels
 def test_caches_that_were_not_donated_stay_as_they_were():
     """XLA copies them before the call."""
     operands = [jnp.asarray(each) for each in layer_operands()]
-    found = call("qwen_asr_decoder_layer", OUT, *operands, aliases=ALIASES, eps=np.float32(1e-6))
+    found = call("qwen_asr_decoder_layers", OUT, *operands, aliases=ALIASES, eps=np.float32(1e-6))
     assert not np.asarray(operands[5]).any()
     written = np.asarray(found[2]).reshape(BATCH, KEY_HEADS, SLOTS, HEAD)
     assert written[0, :, :TIME].any()
