@@ -38,7 +38,7 @@ lint: $(STAMP)
 NATIVE = $(BIN)/python tests/native/build.py
 
 sanitize: $(STAMP)
-	$(NATIVE) --sanitize=address,undefined -- --quick || test $$? = 77
+	$(NATIVE) --sanitize=address,undefined,float-cast-overflow -- --quick || test $$? = 77
 	$(NATIVE) --sanitize=thread -- --quick --case pools || test $$? = 77
 
 neon: $(STAMP)

@@ -84,7 +84,7 @@ inline void ForPools(bool quick, const std::function<void(qwen_asr::Pool&, const
     if (quick && threads > 1 && threads % 3 != 0) continue;
     TestPool prompt(threads, Manners::kPrompt), late(threads, Manners::kLate), never(threads, Manners::kNever);
     TestPool at_once(threads, Manners::kAtOnce);
-    for (int repeat = 0; repeat < (quick ? 2 : 5); ++repeat) {
+    for (int repeat = 0; repeat < (quick ? 1 : 5); ++repeat) {
       run(prompt, std::to_string(threads) + " threads");
       run(late, std::to_string(threads) + " late threads");
       run(never, std::to_string(threads) + " absent threads");

@@ -61,7 +61,7 @@ void CheckBuffer() {
   if (buffer[4999] != 4999.0) Fail("a buffer lost a value");
 }
 
-void CheckTooMuch() {
+[[maybe_unused]] void CheckTooMuch() {
   void* block = nullptr;
   try {
     block = TakeScratch(size_t{1} << 60);

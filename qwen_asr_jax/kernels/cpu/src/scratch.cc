@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kMostKeptBytes = size_t{64} << 20;
+constexpr size_t kMostKeptBlocks = 256;
 
 // In front of every block: how large it is.
 struct alignas(kAlignment) Header {
@@ -18,6 +19,7 @@ struct alignas(kAlignment) Header {
 };
 
 struct Kept {
+  Kept() { blocks.reserve(kMostKeptBlocks); }  // giving back, in destructors, must not allocate
   std::mutex mutex;
   std::vector<Header*> blocks;
   size_t bytes = 0;
@@ -63,7 +65,7 @@ void GiveBackScratch(void* data) {
   Kept& kept = KeptBlocks();
   {
     std::lock_guard<std::mutex> lock(kept.mutex);
-    if (kept.bytes + block->bytes <= kMostKeptBytes && kept.blocks.size() < 256) {
+    if (kept.bytes + block->bytes <= kMostKeptBytes && kept.blocks.size() < kMostKeptBlocks) {
       kept.blocks.push_back(block);
       kept.bytes += block->bytes;
       return;

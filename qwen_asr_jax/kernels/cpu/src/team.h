@@ -59,7 +59,8 @@ class Phase {
   void Wait() const {
     int spins = 0;
     while (done_.value.load(std::memory_order_acquire) < pieces_) {
-      if (++spins < 4096) {
+      if (spins < 4096) {
+        ++spins;
         Pause();
       } else {
         std::this_thread::yield();  // whoever has the last piece may be waiting for this core
