@@ -190,7 +190,6 @@ VOCABULARY, WIDTH = 1037, 80
 """Several pieces of work even in int8, and a last one that is not full."""
 
 HEADS = [PRESETS[name] for name in ("fp32", "bf16", "fp16", "int8_all")]
-SCREENED = [pytest.param(False, id="whole"), pytest.param(True, id="screened")]
 
 
 def greedy(policy, implementation, table, x, screened=False):
@@ -215,19 +214,19 @@ def log_probabilities(logits):
     return -np.log(np.exp(logits - top).sum(axis=1))
 
 
-def can_be_screened(policy, implementation, screened):
-    return not screened or (policy.head != I8 and implementation == "cpu")
+WAYS = [
+    *(pytest.param(policy, "xla", False, id=f"{policy.name}-xla") for policy in HEADS),
+    *(pytest.param(policy, "cpu", False, id=f"{policy.name}-cpu", marks=needs_kernels) for policy in HEADS),
+    *(
+        pytest.param(policy, "cpu", True, id=f"{policy.name}-screened", marks=needs_kernels)
+        for policy in HEADS
+        if policy.head != I8
+    ),
+]
 
 
-@pytest.mark.parametrize("screened", SCREENED)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("policy", HEADS, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("policy, implementation, screened", WAYS)
 class TestGreedy:
-    @pytest.fixture(autouse=True)
-    def _possible(self, policy, implementation, screened):
-        if not can_be_screened(policy, implementation, screened):
-            pytest.skip("screens are for native kernels, and for heads that are not int8")
-
     @pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 16, 17])
     def test_the_largest_logit(self, policy, implementation, screened, rows):
         table, x = 0.1 * normal((VOCABULARY, WIDTH)), normal((rows, WIDTH), seed=rows)
