@@ -71,8 +71,8 @@ void AddConvCases(Cases& cases, bool quick) {
   // Few channels, whose nine taps make one product, up to eight; more; rows and columns at the edge on one side or both.
   std::vector<Shape> shapes = {{1, 1, 1, 1, 1}, {2, 5, 4, 1, 33}, {1, 6, 7, 3, 5}, {2, 3, 5, 9, 40}, {1, 4, 4, 48, 48}};
   if (!quick) {
-    shapes.insert(shapes.end(), {{1, 1, 9, 1, 48}, {3, 2, 1, 3, 17}, {1, 9, 1, 8, 31}, {2, 7, 8, 8, 65}, {1, 1, 1, 9, 16}, {1, 1, 7, 48, 3},
-                                 {2, 1, 2, 9, 32}, {5, 10, 6, 1, 16}, {1, 31, 20, 3, 24}});
+    shapes.insert(shapes.end(), {{1, 1, 9, 1, 48}, {3, 2, 1, 3, 17}, {1, 9, 1, 8, 31}, {2, 7, 8, 8, 65}, {1, 1, 1, 9, 16},
+                                 {1, 1, 7, 48, 3}, {2, 1, 2, 9, 32}, {5, 10, 6, 1, 16}, {1, 31, 20, 3, 24}});
   }
   for (Type weights : kCacheTypes) {
     for (Type input : {weights, Type::kF32}) {

@@ -215,7 +215,8 @@ void AddElementCases(Cases& cases, bool quick) {
     for (int64_t depth : {1, 2, 3, 16, 17, 31, 33, 64, 131}) {
       if (quick && depth % 2 == 0) continue;
       cases.Add(Join("packed by rows ", NameOf(weights), " ", depth), [=] { CheckMultiply(weights, depth, false); });
-      if (weights != Type::kI8) cases.Add(Join("packed by depth ", NameOf(weights), " ", depth), [=] { CheckMultiply(weights, depth, true); });
+      if (weights == Type::kI8) continue;  // which never lies that way
+      cases.Add(Join("packed by depth ", NameOf(weights), " ", depth), [=] { CheckMultiply(weights, depth, true); });
     }
   }
 }

@@ -159,7 +159,8 @@ void AddScreenCases(Cases& cases, bool quick) {
     int64_t vocab, cols;
   };
   const std::vector<Shape> shapes =
-      quick ? std::vector<Shape>{{1, 3}, {700, 130}} : std::vector<Shape>{{1, 1}, {5, 17}, {31, 64}, {1000, 67}, {700, 259}, {3001, 130}};
+      quick ? std::vector<Shape>{{1, 3}, {700, 130}}
+            : std::vector<Shape>{{1, 1}, {5, 17}, {31, 64}, {1000, 67}, {700, 259}, {3001, 130}};
   for (Type type : {Type::kF32, Type::kBF16, Type::kF16}) {
     for (Shape shape : shapes) {
       for (const auto& [name, fill] : fills) {
