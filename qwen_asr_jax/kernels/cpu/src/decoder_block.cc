@@ -148,8 +148,8 @@ class BlockJob {
 
   void GatePiece(int64_t piece, ProductScratch& scratch) {
     const ProductPiece p = PieceOf(kernels_, l_.gate, normed_, piece);
-    MultiplyPiece(kernels_, l_.gate, normed_, p, l_.up, p.column, scratch.panel, scratch.sums);
-    MultiplyPiece(kernels_, l_.up, normed_, p, l_.gate, p.column + kernels_.panel, scratch.panel, scratch.more_sums);
+    MultiplyPiece(kernels_, l_.gate, normed_, p, scratch.panel, scratch.sums);
+    MultiplyPiece(kernels_, l_.up, normed_, p, scratch.panel, scratch.more_sums);
     float *gate = scratch.sums.data(), *up = scratch.more_sums.data();
     const int64_t panel = kernels_.panel;
     if (l_.gate.scales != nullptr) {

@@ -110,7 +110,7 @@ class EncoderJob {
   void ActivatePiece(int64_t piece, ProductScratch& scratch) {
     const Matrix& m = l_.fc1;
     const ProductPiece p = PieceOf(kernels_, m, normed_, piece);
-    MultiplyPiece(kernels_, m, normed_, p, m, p.column + kernels_.panel, scratch.panel, scratch.sums);
+    MultiplyPiece(kernels_, m, normed_, p, scratch.panel, scratch.sums);
     const int64_t panel = kernels_.panel;
     float* sums = scratch.sums.data();
     for (int64_t i = 0; i < p.rows; ++i) {

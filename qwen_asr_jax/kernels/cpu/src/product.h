@@ -135,18 +135,15 @@ inline ProductPiece PieceOf(const Kernels& kernels, const Matrix& m, const Packe
 }
 
 // sums[i * panel + j] = the product of vector p.row + i with weight row p.column + j, without the rows' scales.
-//
-// While it multiplies it fetches the weights that are packed next: rows far from each other, which the hardware's prefetchers
-// do not see coming. Those are the columns `next_column` on of `next`, if there are any.
-void MultiplyPiece(const Kernels& kernels, const Matrix& m, const PackedRows& x, const ProductPiece& p, const Matrix& next,
-                   int64_t next_column, Buffer<uint8_t>& panel, Buffer<float>& sums);
+void MultiplyPiece(const Kernels& kernels, const Matrix& m, const PackedRows& x, const ProductPiece& p, Buffer<uint8_t>& panel,
+                   Buffer<float>& sums);
 
 // The whole of a piece; `write(row, sums, column, columns)` takes one row of it, and may change the sums.
 template <typename Write>
 void Multiply(const Kernels& kernels, const Matrix& m, const PackedRows& x, int64_t piece, ProductScratch& scratch,
               const Write& write) {
   const ProductPiece p = PieceOf(kernels, m, x, piece);
-  MultiplyPiece(kernels, m, x, p, m, p.column + kernels.panel, scratch.panel, scratch.sums);
+  MultiplyPiece(kernels, m, x, p, scratch.panel, scratch.sums);
   for (int64_t i = 0; i < p.rows; ++i) write(p.row + i, scratch.sums.data() + i * kernels.panel, p.column, p.columns);
 }
 
