@@ -11,7 +11,7 @@
 namespace qwen_asr {
 
 struct Attention {
-  Type type;           // of keys and values; queries and softmax weights are rounded to it
+  Type type;           // of keys and values; queries are rounded to it, and the softmax weights of more than a few queries
   int64_t width;       // H
   int64_t stride;      // values from one slot's key (and value) to the next one's
   const void* keys;
