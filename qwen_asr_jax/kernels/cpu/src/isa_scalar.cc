@@ -7,6 +7,8 @@
 
 #include "rows.inc"
 
+#include "attention.inc"
+
 #include "gemm.inc"
 
 #include "elementwise.inc"
