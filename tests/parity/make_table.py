@@ -12,6 +12,8 @@ import jax
 import torch
 import transformers
 
+from qwen_asr_jax.kernels import describe
+from qwen_asr_jax.policy import PRESETS
 from tests.audio_samples import SHARED_TOKENIZER
 from tests.parity.cases import GEOMETRIES, TOKENS, checkpoints, clip, compare, load, references
 
@@ -32,7 +34,7 @@ Written by `python -m tests.parity.make_table --full`; `make parity` asserts the
   models have many near-ties, trained ones few. Choices come from one pass over all tokens, which rounds differently from
   step-by-step decoding in half precision: a near-tie can fall in one and not in the other.
 
-{date}, {machine}, Python {python}, jax {jax}, torch {torch}, transformers {transformers}.
+{date}, {machine}, kernels {kernels}, Python {python}, jax {jax}, torch {torch}, transformers {transformers}.
 
 | geometry | layout | clip | policy | mel | encoder | logits | its own | choices | tokens |
 |---|---|---|---|--:|--:|--:|--:|--:|---|
@@ -66,6 +68,7 @@ def main() -> None:
             tokens=TOKENS,
             date=datetime.date.today().isoformat(),
             machine=machine,
+            kernels=describe(PRESETS["fp32"]),
             python=platform.python_version(),
             jax=jax.__version__,
             torch=torch.__version__,

@@ -168,7 +168,8 @@ def test_decode_of_several_rows(bench, clip):
     run = record.runs[0]
     assert run["tokens_per_s"] == pytest.approx(12 / run["total_ms"] * 1e3)
     assert run["ms_per_token"] == run["total_ms"] / 4  # of a step
-    assert record.contexts[0]["tokens_per_s"] == pytest.approx(3e3 / record.contexts[0]["ms_per_token"], rel=0.5)
+    at = record.contexts[0]
+    assert 2.99e3 / at["max_ms_per_token"] <= at["tokens_per_s"] <= 3.01e3 / at["min_ms_per_token"]
 
 
 def test_a_batch_of_one_has_a_throughput(bench, clip):
