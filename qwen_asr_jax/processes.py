@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 _running: set[int] = set()
 
@@ -60,10 +60,11 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
-        child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env and dict(env), process_group=0
-        )
-        _running.add(child.pid)
+        with _signals_held():
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env and dict(env), process_group=0
+            )
+            _running.add(child.pid)
         expired = threading.Event()
 
         def expire() -> None:
@@ -94,6 +95,25 @@ def run(command: Sequence[str], *, env: Mapping[str, str] | None = None, timeout
         peak_rss_bytes=usage.ru_maxrss * unit,
         timed_out=expired.is_set(),
     )
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Signals with handlers of Python's wait until the block is left: one that came between the start of a child and its
+    being known would leave it behind. They are not blocked, as the child would inherit that.
+    """
+    held = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if callable(signal.getsignal(n))]
+    if threading.current_thread() is not threading.main_thread():
+        held = []  # handlers run in the main thread only, and only there can they be changed
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in held}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def end_all() -> None:

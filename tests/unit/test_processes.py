@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import signal
 import sys
 import threading
 import time
@@ -92,3 +94,24 @@ def test_a_process_that_will_not_listen_is_ended(monkeypatch):
 def test_a_program_that_is_not_there():
     with pytest.raises(FileNotFoundError):
         processes.run(["/nonexistent/program"])
+
+
+def test_a_signal_while_a_process_starts_takes_it_along(monkeypatch):
+    """It comes when the child runs already, but nobody has noted yet that it does."""
+    popen = processes.subprocess.Popen
+
+    def start_and_signal(*args, **kwargs):
+        child = popen(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr(processes.subprocess, "Popen", start_and_signal)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: processes.end_all())
+    try:
+        done = python("import time; time.sleep(30)")
+        handler = signal.getsignal(signal.SIGTERM)
+    finally:
+        now = signal.signal(signal.SIGTERM, before)
+    assert done.status == -signal.SIGTERM
+    assert handler is now
+    assert done.wall_s < 20
