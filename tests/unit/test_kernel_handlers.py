@@ -27,7 +27,7 @@ def call(handler, out, *operands, aliases=None, **attributes):
     return jax.block_until_ready(jax.jit(lambda *a: native(*a, **attributes))(*operands))
 
 
-def refused(message, *args, **kwargs):
+def assert_refused(message, *args, **kwargs):
     with pytest.raises(Exception, match=PREFIX + message) as e:
         call(*args, **kwargs)
     assert isinstance(e.value, RuntimeError | ValueError)
@@ -52,7 +52,7 @@ def array(shape, dtype=F32):
     ],
 )
 def test_linear_refuses(message, x, weight, scale, bias):
-    refused(message, "qwen_asr_linear", [((2, 4), F32)], x, weight, scale, bias)
+    assert_refused(message, "qwen_asr_linear", [((2, 4), F32)], x, weight, scale, bias)
 
 
 @needs_kernels
@@ -73,7 +73,7 @@ def test_head_refuses(message, changes):
     operands = [array((2, 8)), array((40, 8)), NONE, array((40, 8), I8), array(40), array(40)]
     for i, value in changes.items():
         operands[i] = value
-    refused(message, "qwen_asr_head", [((2,), I32), ((2,), F32), ((2,), F32)], *operands)
+    assert_refused(message, "qwen_asr_head", [((2,), I32), ((2,), F32), ((2,), F32)], *operands)
 
 
 BATCH, TIME, WIDTH, KEY_HEADS, GROUPS, HEAD, SLOTS, INNER = 2, 3, 10, 2, 2, 4, 16, 12
@@ -133,7 +133,7 @@ def replaced(changes):
     ],
 )
 def test_decoder_layer_refuses(message, changes):
-    refused(message, "qwen_asr_decoder_layers", OUT, *replaced(changes), aliases=ALIASES, eps=np.float32(1e-6))
+    assert_refused(message, "qwen_asr_decoder_layers", OUT, *replaced(changes), aliases=ALIASES, eps=np.float32(1e-6))
 
 
 @needs_kernels
@@ -145,7 +145,7 @@ def test_decoder_layer_refuses(message, changes):
     ],
 )
 def test_decoder_layers_bring_all_that_they_have(message, operands):
-    refused(message, "qwen_asr_decoder_layers", OUT, *operands, aliases=ALIASES, eps=np.float32(1e-6))
+    assert_refused(message, "qwen_asr_decoder_layers", OUT, *operands, aliases=ALIASES, eps=np.float32(1e-6))
 
 
 @needs_kernels
@@ -158,19 +158,23 @@ def test_decoder_layers_are_of_one_shape():
     )
     aliases = {4: 1, 5: 2, 17: 3, 18: 4}
     out = [*OUT, *OUT[1:]]
-    refused("layers of different shapes", "qwen_asr_decoder_layers", out, *one, *two, aliases=aliases, eps=np.float32(1e-6))
+    assert_refused(
+        "layers of different shapes", "qwen_asr_decoder_layers", out, *one, *two, aliases=aliases, eps=np.float32(1e-6)
+    )
 
 
 @needs_kernels
 def test_decoder_layer_refuses_caches_of_integers():
     operands = replaced({4: array(CACHE, I32), 5: array(CACHE, I32)})
     out = [OUT[0], (CACHE, I32), (CACHE, I32)]
-    refused("no such type", "qwen_asr_decoder_layers", out, *operands, aliases=ALIASES, eps=np.float32(1e-6))
+    assert_refused("no such type", "qwen_asr_decoder_layers", out, *operands, aliases=ALIASES, eps=np.float32(1e-6))
 
 
 @needs_kernels
 def test_decoder_layer_refuses_caches_that_are_not_aliased():
-    refused("the caches are not updated in place", "qwen_asr_decoder_layers", OUT, *layer_operands(), eps=np.float32(1e-6))
+    assert_refused(
+        "the caches are not updated in place", "qwen_asr_decoder_layers", OUT, *layer_operands(), eps=np.float32(1e-6)
+    )
 
 
 @needs_kernels
@@ -213,7 +217,7 @@ def test_encoder_layer_refuses(message, changes, settings):
         operands[i] = value
     sizes = {name: np.int32(value) for name, value in ({"heads": 3, "window": 5} | settings).items()}
     out = [((2, 9, 12), F32)]
-    refused(message, "qwen_asr_encoder_layer", out, *operands, **sizes, eps=np.float32(1e-5), limit=np.float32(0))
+    assert_refused(message, "qwen_asr_encoder_layer", out, *operands, **sizes, eps=np.float32(1e-5), limit=np.float32(0))
 
 
 @needs_kernels
@@ -231,7 +235,7 @@ def test_encoder_layer_refuses(message, changes, settings):
     ],
 )
 def test_convolution_refuses(message, x, weight, bias, out):
-    refused(message, "qwen_asr_conv_gelu", [out], x, weight, bias)
+    assert_refused(message, "qwen_asr_conv_gelu", [out], x, weight, bias)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)

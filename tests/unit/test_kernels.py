@@ -74,7 +74,7 @@ def integer_rounding(x, weight, scale):
     return 0.5001 * steps * np.abs(weight.astype(np.float64)).sum(axis=1) * scale
 
 
-def check(implementation, x, weight, scale=None, bias=None):
+def assert_product(implementation, x, weight, scale=None, bias=None):
     out = run(implementation, x, weight, scale, bias)
     wanted, bound = reference(x, weight, scale, bias)
     if implementation == "cpu":
@@ -91,13 +91,13 @@ class TestLinear:
         for features, width in ((1, 1), (7, 5), (33, 257), (300, 96)):
             weight, scale = weights((features, width), dtype)
             bias = normal((features,), seed=2) if features % 2 else None
-            check(implementation, normal((rows, width), operand_dtype(dtype)), weight, scale, bias)
+            assert_product(implementation, normal((rows, width), operand_dtype(dtype)), weight, scale, bias)
 
     @pytest.mark.parametrize("rows", [1, 4, 20])
     def test_wide_products(self, implementation, dtype, rows):
         """Several pieces of work, several blocks of depth."""
         weight, scale = weights((517, 3001), dtype)
-        check(implementation, normal((rows, 3001), operand_dtype(dtype)), weight, scale)
+        assert_product(implementation, normal((rows, 3001), operand_dtype(dtype)), weight, scale)
 
     @pytest.mark.parametrize("shape", [(5,), (2, 3), (2, 1, 11)])
     def test_leading_axes(self, implementation, dtype, shape):
@@ -142,8 +142,8 @@ class TestLinear:
         x[:, ::3] = tiny
         if dtype != I8:
             weight[::2, ::5] = tiny
-        check(implementation, x, weight, scale)
-        check(implementation, np.full_like(x, tiny), weight, scale)
+        assert_product(implementation, x, weight, scale)
+        assert_product(implementation, np.full_like(x, tiny), weight, scale)
 
     @pytest.mark.parametrize("rows", [1, 3, 9])
     def test_zeros(self, implementation, dtype, rows):
@@ -158,7 +158,7 @@ class TestLinear:
         weight, scale = weights((19, 70), dtype)
         x = normal((3, 70)) * np.float32([[1e-6], [1e3], [0]])
         x[2, 3] = 6e4
-        check(implementation, x.astype(operand_dtype(dtype)), weight, scale)
+        assert_product(implementation, x.astype(operand_dtype(dtype)), weight, scale)
 
     def test_no_rows(self, implementation, dtype):
         weight, scale = weights((19, 70), dtype)
