@@ -79,8 +79,7 @@ class TextDecoder(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """`[..., D]` normed hidden states to `[..., V]` (or the aligner's classes) in the logits dtype."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return head.attend(hidden)
+        return self._head().attend(hidden)
 
     def greedy(self, hidden: Array, screen: Screen | None = None) -> tuple[Array, Array]:
         """`[B, D]` normed hidden states to each row's likeliest token, `[B]` int32, and its log-probability, `[B]` float32.
@@ -88,5 +87,7 @@ class TextDecoder(nnx.Module):
         Args:
           screen: of the head's weight; see `nn.layers.Embedding.greedy`.
         """
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return head.greedy(hidden, screen)
+        return self._head().greedy(hidden, screen)
+
+    def _head(self) -> Embedding:
+        return self.embed_tokens if self.lm_head is None else self.lm_head

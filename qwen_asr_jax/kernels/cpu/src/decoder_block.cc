@@ -59,20 +59,16 @@ class BlockJob {
   void Work(int thread) {
     ProductScratch scratch;
     AttentionScratch attention;
-    int next = 0;
-    const auto phase = [&](const auto& work) {
-      phases_[next].Run(thread, work);
-      phases_[next++].Wait();
-    };
+    PhaseWalk phase(phases_, thread);
     phase([&](int64_t tile) { NormTile(tile, l_.x, l_.input_norm, scratch); });
     phase([&](int64_t piece) { ProjectPiece(piece, scratch); });
     phase([&](int64_t row) { RotateRow(row, scratch); });
     phase([&](int64_t piece) { AttendPiece(piece, attention); });
-    phase([&](int64_t tile) { CopyTile(merged_, tile, attended_.data(), l_.q.rows, scratch); });
+    phase([&](int64_t tile) { PackTile(kernels_, merged_, tile, l_.q.rows, attended_.data()); });
     phase([&](int64_t piece) { AddPiece(l_.o, merged_, piece, l_.x, hidden_.data(), scratch); });
     phase([&](int64_t tile) { NormTile(tile, hidden_.data(), l_.post_norm, scratch); });
     phase([&](int64_t piece) { GatePiece(piece, scratch); });
-    phase([&](int64_t tile) { CopyTile(inner_, tile, gated_.data(), l_.gate.rows, scratch); });
+    phase([&](int64_t tile) { PackTile(kernels_, inner_, tile, l_.gate.rows, gated_.data()); });
     phase([&](int64_t piece) { AddPiece(l_.down, inner_, piece, hidden_.data(), l_.out, scratch); });
   }
 
@@ -83,11 +79,6 @@ class BlockJob {
     const int64_t width = l_.width();
     PackTile(kernels_, normed_, tile, width, scratch,
              [&](int64_t row, float* to) { kernels_.rms_norm(x + row * width, norm, width, l_.eps, to); });
-  }
-
-  void CopyTile(PackedRows& to, int64_t tile, const float* x, int64_t width, ProductScratch& scratch) {
-    PackTile(kernels_, to, tile, width, scratch,
-             [&](int64_t row, float* out) { std::memcpy(out, x + row * width, width * sizeof(float)); });
   }
 
   void ProjectPiece(int64_t piece, ProductScratch& scratch) {

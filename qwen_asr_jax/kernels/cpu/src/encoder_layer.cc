@@ -36,19 +36,15 @@ class EncoderJob {
   void Work(int thread) {
     ProductScratch scratch;
     AttentionScratch attention;
-    int next = 0;
-    const auto phase = [&](const auto& work) {
-      phases_[next].Run(thread, work);
-      phases_[next++].Wait();
-    };
+    PhaseWalk phase(phases_, thread);
     phase([&](int64_t tile) { NormTile(tile, l_.x, l_.attention_norm, l_.attention_norm_bias, scratch); });
     phase([&](int64_t piece) { ProjectPiece(piece, scratch); });
     phase([&](int64_t piece) { AttendPiece(piece, attention); });
-    phase([&](int64_t tile) { CopyTile(normed_, tile, attended_.data(), l_.width(), scratch); });
+    phase([&](int64_t tile) { PackTile(kernels_, normed_, tile, l_.width(), attended_.data()); });
     phase([&](int64_t piece) { AddPiece(l_.out_proj, l_.out_bias, normed_, piece, l_.x, hidden_.data(), 0.0f, scratch); });
     phase([&](int64_t tile) { NormTile(tile, hidden_.data(), l_.mlp_norm, l_.mlp_norm_bias, scratch); });
     phase([&](int64_t piece) { ActivatePiece(piece, scratch); });
-    phase([&](int64_t tile) { CopyTile(packed_inner_, tile, inner_.data(), l_.fc1.rows, scratch); });
+    phase([&](int64_t tile) { PackTile(kernels_, packed_inner_, tile, l_.fc1.rows, inner_.data()); });
     phase([&](int64_t piece) { AddPiece(l_.fc2, l_.fc2_bias, packed_inner_, piece, hidden_.data(), l_.out, l_.limit, scratch); });
   }
 
@@ -59,11 +55,6 @@ class EncoderJob {
     const int64_t width = l_.width();
     PackTile(kernels_, normed_, tile, width, scratch,
              [&](int64_t row, float* to) { kernels_.layer_norm(x + row * width, norm, bias, width, l_.eps, to); });
-  }
-
-  void CopyTile(PackedRows& to, int64_t tile, const float* x, int64_t width, ProductScratch& scratch) {
-    PackTile(kernels_, to, tile, width, scratch,
-             [&](int64_t row, float* out) { std::memcpy(out, x + row * width, width * sizeof(float)); });
   }
 
   void ProjectPiece(int64_t piece, ProductScratch& scratch) {

@@ -52,11 +52,7 @@ class ManyRowsJob {
 
   void Work(int thread) {
     ProductScratch scratch;
-    const int64_t depth = l_.matrix.cols;
-    pack_.Run(thread, [&](int64_t tile) {
-      PackTile(kernels_, x_, tile, depth, scratch,
-               [&](int64_t r, float* to) { std::memcpy(to, l_.x + r * depth, depth * sizeof(float)); });
-    });
+    pack_.Run(thread, [&](int64_t tile) { PackTile(kernels_, x_, tile, l_.matrix.cols, l_.x); });
     pack_.Wait();
     multiply_.Run(thread, [&](int64_t piece) {
       Multiply(kernels_, l_.matrix, x_, piece, scratch, [&](int64_t r, const float* sums, int64_t column, int64_t columns) {

@@ -107,6 +107,13 @@ void PackTile(const Kernels& kernels, PackedRows& to, int64_t tile, int64_t dept
   to.Pack(kernels, tile, rows);
 }
 
+// Packs one tile of a matrix [rows, depth] in floats, as it lies there.
+inline void PackTile(const Kernels& kernels, PackedRows& to, int64_t tile, int64_t depth, const float* x) {
+  const float* rows[16];
+  for (int64_t i = 0; i < to.Rows(tile); ++i) rows[i] = x + (to.Begin(tile) + i) * depth;
+  to.Pack(kernels, tile, rows);
+}
+
 // A piece is one panel of weight rows and up to kTilesPerPiece tiles of vectors.
 constexpr int64_t kTilesPerPiece = 64;
 

@@ -81,6 +81,22 @@ class Phase {
   Counter done_;
 };
 
+// One thread's way through phases: works on each of them, and waits until all threads are done with it.
+class PhaseWalk {
+ public:
+  PhaseWalk(Phase* first, int thread) : next_(first), thread_(thread) {}
+
+  template <typename Work>
+  void operator()(const Work& work) {
+    next_->Run(thread_, work);
+    (next_++)->Wait();
+  }
+
+ private:
+  Phase* next_;
+  int thread_;
+};
+
 // Other threads that may help.
 class Pool {
  public:
