@@ -17,7 +17,7 @@ from qwen_asr_jax.ops.conv import conv_stride2
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.typing import Array
 
-_MAX_CHUNKS_AT_ONCE = 64
+MAX_CHUNKS_AT_ONCE = 64
 """The first convolution's output is 6 MB per chunk in float32; more chunks than this go through in groups."""
 
 
@@ -53,9 +53,9 @@ class ConvStem(nnx.Module):
     def __call__(self, chunks: Array) -> Array:
         """`[n, chunk_frames, M]` float32 to `[n, chunk_tokens, D]`; every chunk for itself, with zeros at its edges."""
         n = chunks.shape[0]
-        if n <= _MAX_CHUNKS_AT_ONCE:
+        if n <= MAX_CHUNKS_AT_ONCE:
             return self._convolve(chunks)
-        groups = -(-n // _MAX_CHUNKS_AT_ONCE)
+        groups = -(-n // MAX_CHUNKS_AT_ONCE)
         size = -(-n // groups)
         padded = jnp.pad(chunks, ((0, groups * size - n), (0, 0), (0, 0)))
         out = jax.lax.map(self._convolve, padded.reshape(groups, size, *chunks.shape[1:]))

@@ -1,13 +1,14 @@
 """The stem's strided convolution, as matrix products.
 
 Nine shifted and strided views of the input, each times its own `[c_in, c_out]` matrix, summed in the accumulation dtype. On
-CPUs that beats XLA's convolution in bfloat16 by far, and in float32 on all but the newest jaxlib, where it is 11 % slower
-(docs/decisions/conv-stem.md); on GPUs it avoids bfloat16 convolutions, for which cuDNN often has no algorithm (jax issue
-37922).
+CPUs that beats XLA's convolution in bfloat16 by far, and in float32 before jaxlib 0.12; from then on XLA's own is faster, and
+three times as fast with its gradient (docs/decisions/conv-stem.md). On GPUs it avoids bfloat16 convolutions, for which cuDNN
+often has no algorithm (jax issue 37922).
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -30,6 +31,19 @@ def conv_stride2(x: Array, weight: Array, bias: Array, *, accum_dtype: DType) ->
     Returns:
       `[n, ceil(time / 2), ceil(freq / 2), c_out]` in `accum_dtype`.
     """
+    if x.dtype == jnp.float32 and jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12):
+        out = lax.conv_general_dilated(
+            x,
+            weight.astype(x.dtype),
+            window_strides=(2, 2),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return out.astype(accum_dtype) + bias
+    return _by_views(x, weight, bias, accum_dtype)
+
+
+def _by_views(x: Array, weight: Array, bias: Array, accum_dtype: DType) -> Array:
     n, time, freq, channels = x.shape
     time_out, freq_out = -(-time // 2), -(-freq // 2)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))

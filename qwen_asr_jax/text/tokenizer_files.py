@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from collections.abc import Iterable
 
 from tokenizers import models, pre_tokenizers, trainers
 
@@ -56,7 +57,7 @@ def write_tokenizer(
       CheckpointError: `tokenizer_dir` lacks a file.
     """
     if tokenizer_dir is None:
-        _train_small(out_dir)
+        train_vocabulary(out_dir, [_SAMPLE], _SMALL_VOCAB)
     else:
         for name in ("vocab.json", "merges.txt"):
             if not (tokenizer_dir / name).exists():
@@ -90,11 +91,13 @@ def write_tokenizer(
     return tokenizer
 
 
-def _train_small(out_dir: pathlib.Path) -> None:
-    """A byte-level BPE of `_SMALL_VOCAB` entries trained on a few sentences; the same files every time."""
+def train_vocabulary(out_dir: pathlib.Path, texts: Iterable[str], size: int) -> None:
+    """Writes `vocab.json` and `merges.txt` of a byte-level BPE trained on `texts`; from the same texts the same files.
+
+    Args:
+      size: entries, the 256 bytes included.
+    """
     backend = byte_level_bpe(models.BPE())
-    trainer = trainers.BpeTrainer(
-        vocab_size=_SMALL_VOCAB, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    backend.train_from_iterator([_SAMPLE], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    backend.train_from_iterator(texts, trainer)
     backend.model.save(str(out_dir))

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qwen_asr_jax.checkpoint import convert as convert_module
-from qwen_asr_jax.checkpoint import random_checkpoint
+from qwen_asr_jax.checkpoint import write as write_module
 from qwen_asr_jax.checkpoint.convert import convert
 from qwen_asr_jax.checkpoint.key_map import leaves
 from qwen_asr_jax.checkpoint.load import load_checkpoint
@@ -366,7 +366,7 @@ def test_an_empty_directory_may_be_written_to(tmp_path, tiny_original, create):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt(), RuntimeError("a bug")])
-@pytest.mark.parametrize("create, where", [(make, random_checkpoint), (convert_bf16, convert_module.orbax_store)])
+@pytest.mark.parametrize("create, where", [(make, write_module), (convert_bf16, convert_module.orbax_store)])
 def test_a_failure_midway_leaves_nothing_behind(tmp_path, tiny_original, monkeypatch, create, where, error):
     name = "write_tensors" if create is make else "save"
     real = getattr(where, name)

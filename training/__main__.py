@@ -1,0 +1,45 @@
+"""Trains the demonstration model.
+
+    python -m training --output=demo_training
+
+Speaks the corpus with espeak-ng, trains, and leaves the checkpoint in OUTPUT/model. Interrupted, the same command goes on from
+the last saved state.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+
+flags.DEFINE_string("output", "demo_training", "Where everything is written: corpus, states, log, plot, model.")
+flags.DEFINE_integer("steps", 12000, "Batches to train on.", lower_bound=1)
+flags.DEFINE_integer("seed", 0, "Of parameters, corpus and batches.")
+flags.DEFINE_integer("corpus_size", 40000, "Sentences to speak.", lower_bound=100)
+flags.DEFINE_float("learning_rate", 1.5e-3, "The highest learning rate.", lower_bound=0.0)
+flags.DEFINE_integer("save_every", 500, "Steps between saved states.", lower_bound=1)
+flags.DEFINE_integer("watch_every", 500, "Steps between looks at held-out voices.", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def main(argv: Sequence[str]) -> None:
+    """Trains as the flags say."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+
+    logging.set_verbosity(logging.WARNING)  # orbax tells of every file
+
+    from qwen_asr_jax import runtime
+
+    runtime.configure("auto", 0)
+
+    from training.train import Settings, train
+
+    settings = Settings(steps=FLAGS.steps, seed=FLAGS.seed, corpus_size=FLAGS.corpus_size, learning_rate=FLAGS.learning_rate)
+    model_dir = train(pathlib.Path(FLAGS.output), settings, save_every=FLAGS.save_every, watch_every=FLAGS.watch_every)
+    print(f"the checkpoint is in {model_dir}")
+
+
+if __name__ == "__main__":
+    app.run(main)
