@@ -36,6 +36,7 @@ class Conditions:
 
 
 TRAINING = Conditions(resampling=0.4, reverberation=0.25, telephone=0.12, noise=0.5, tilt=0.3, snr_db=(2.0, 40.0))
+TRAINING_FIRST = Conditions(resampling=0.4, reverberation=0.0, telephone=0.0, noise=0.1, tilt=0.2, snr_db=(20.0, 40.0))
 CLEAN = Conditions(resampling=0.0, reverberation=0.0, telephone=0.0, noise=0.0, tilt=0.0, snr_db=(0.0, 0.0))
 NOISY = Conditions(resampling=0.0, reverberation=0.3, telephone=0.15, noise=1.0, tilt=0.0, snr_db=(5.0, 20.0))
 

@@ -14,6 +14,7 @@ from qwen_asr_jax.text.parse import ASR_TAG
 from qwen_asr_jax.text.prompt import build_prompt
 from qwen_asr_jax.text.tokenizer import Tokenizer
 from training import augment
+from training.augment import Conditions
 from training.clips import NO_SPEECH, Clip, ClipSource
 
 SHAPES = {2: 48, 4: 32, 8: 16, 16: 8, 30: 4}
@@ -28,11 +29,19 @@ _STAGES = (
 """The curriculum: up to this share of the steps, batches of these lengths with these probabilities. Trained on long clips from
 the start, a model of this size learns nothing for hours."""
 
+_CLEAN_SHARE = 0.08
+"""Up to this share of the steps, clips are almost undisturbed."""
+
 _NO_SPEECH_SHARE = 0.05
 _CONTEXT_SHARE = 0.08
 _TARGET_TOKENS_PER_S = 4
 _TARGET_EXTRA = 10
 """Room for answers. The few clips of fast compounds that need more are drawn again."""
+
+LETTERS = " -abcdefghijklmnopqrstuvwxyzßäöü"
+"""What transcripts are spelled with, but for capitals and full stops."""
+
+_LETTERS_PER_S = 30
 
 IGNORED = -1
 """Target where there is none."""
@@ -51,7 +60,8 @@ class Batch:
       audio_index: `[B, T]` int32, which audio feature replaces the token; negative for text.
       answer_start: `[B]` int32, the position whose next token is the answer's first.
       targets: `[B, U]` int32, the answer, `IGNORED` behind its end.
-      transcript: `[B, U]` int32, the answer without language and end, for the auxiliary loss; `IGNORED` behind its end.
+      transcript: `[B, U]` int32, the answer without language and end, for an auxiliary loss; `IGNORED` behind its end.
+      letters: `[B, C]` int32, the transcript's letters, places in `LETTERS`, for another; `IGNORED` behind their end.
     """
 
     samples: np.ndarray
@@ -62,6 +72,7 @@ class Batch:
     answer_start: np.ndarray
     targets: np.ndarray
     transcript: np.ndarray
+    letters: np.ndarray
 
 
 def seconds_of_step(seed: int, step: int, total_steps: int) -> int:
@@ -78,7 +89,8 @@ def draw_batch(
     """The batch of one step."""
     seconds = seconds_of_step(seed, step, total_steps)
     rng = np.random.default_rng([seed, step, 2])
-    clips = [_draw_clip(source, tokenizer, seconds, rng) for _ in range(SHAPES[seconds])]
+    conditions = augment.TRAINING_FIRST if step < _CLEAN_SHARE * total_steps else augment.TRAINING
+    clips = [_draw_clip(source, tokenizer, seconds, conditions, rng) for _ in range(SHAPES[seconds])]
     contexts = [_context(source, rng) if rng.random() < _CONTEXT_SHARE else "" for _ in clips]
     return make_batch(clips, contexts, tokenizer, config, seconds)
 
@@ -93,12 +105,14 @@ def _answer(tokenizer: Tokenizer, clip: Clip) -> list[int]:
     return [*tokenizer.encode(text), tokenizer.special.im_end]
 
 
-def _draw_clip(source: ClipSource, tokenizer: Tokenizer, seconds: int, rng: np.random.Generator) -> Clip:
+def _draw_clip(
+    source: ClipSource, tokenizer: Tokenizer, seconds: int, conditions: Conditions, rng: np.random.Generator
+) -> Clip:
     if rng.random() < _NO_SPEECH_SHARE:
         return source.no_speech(seconds, rng)
     shortest = {2: 1.4, 4: 2.2, 8: 4.5, 16: 9.0, 30: 18.0}[seconds]
     while True:
-        clip = source.speech(rng.uniform(shortest, seconds), augment.TRAINING, rng)
+        clip = source.speech(rng.uniform(shortest, seconds), conditions, rng)
         if len(_answer(tokenizer, clip)) <= max_targets(seconds):
             return clip
 
@@ -129,6 +143,7 @@ def make_batch(clips: list[Clip], contexts: list[str], tokenizer: Tokenizer, con
         answer_start=np.zeros(rows, np.int32),
         targets=np.full((rows, targets), IGNORED, np.int32),
         transcript=np.full((rows, targets), IGNORED, np.int32),
+        letters=np.full((rows, seconds * _LETTERS_PER_S), IGNORED, np.int32),
     )
     for row, (clip, context) in enumerate(zip(clips, contexts, strict=True)):
         samples = np.pad(clip.samples, (0, max(0, frames.MIN_SAMPLES - len(clip.samples))))
@@ -149,4 +164,6 @@ def make_batch(clips: list[Clip], contexts: list[str], tokenizer: Tokenizer, con
         batch.answer_start[row] = len(prompt.ids) - 1
         batch.targets[row, : len(answer)] = answer
         batch.transcript[row, : len(transcript)] = transcript
+        letters = [LETTERS.index(c) for c in clip.text.lower() if c in LETTERS][: batch.letters.shape[1]]
+        batch.letters[row, : len(letters)] = letters
     return batch

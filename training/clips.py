@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import numpy as np
+import soundfile
 
 from qwen_asr_jax.audio.frames import SAMPLE_RATE
 from training import augment
@@ -45,11 +47,20 @@ class ClipSource:
             for name in np.unique(languages)
         }
 
-    def speech(self, seconds: float, conditions: Conditions, rng: np.random.Generator, *, same_voice: bool = False) -> Clip:
+    def speech(
+        self,
+        seconds: float,
+        conditions: Conditions,
+        rng: np.random.Generator,
+        *,
+        same_voice: bool = False,
+        stop_share: float = 0.1,
+    ) -> Clip:
         """A clip of speech of at most `seconds`: one utterance, then more while they fit.
 
         Args:
           same_voice: all utterances of a clip have the first one's voice (accent and variant).
+          stop_share: how likely the clip ends behind each utterance though more would fit.
         """
         limit = int(seconds * SAMPLE_RATE)
         names = list(self._by_language)
@@ -79,7 +90,7 @@ class ClipSource:
             indices.append(index)
             used += pause + len(piece)
             pause = int(rng.uniform(0.1, 1.0) * SAMPLE_RATE)
-            if rng.random() < 0.1:
+            if rng.random() < stop_share:
                 break
         if not indices:
             raise ValueError(f"no utterance of the corpus fits {seconds} s")
@@ -97,3 +108,8 @@ class ClipSource:
         """A clip of silence or noise of at most `seconds`."""
         count = int(rng.uniform(min(0.5, seconds), seconds) * SAMPLE_RATE)
         return Clip(augment.silence(count, rng), NO_SPEECH, "", ())
+
+
+def write_clip(path: pathlib.Path, clip: Clip) -> None:
+    """The clip as 16-bit FLAC."""
+    soundfile.write(path, np.clip(clip.samples, -1, 1), SAMPLE_RATE, subtype="PCM_16", format="FLAC")

@@ -16,19 +16,23 @@ from qwen_asr_jax.models.qwen3_asr import Qwen3ASR
 from qwen_asr_jax.nn.conv_stem import MAX_CHUNKS_AT_ONCE
 from qwen_asr_jax.ops import mel
 from qwen_asr_jax.typing import Array, Params
-from training.batches import IGNORED, Batch
+from training.batches import IGNORED, LETTERS, Batch
 from training.model import POLICY, VOCABULARY_SIZE
 
 Metrics: TypeAlias = dict[str, Array]
 
-_CTC_CLASSES = VOCABULARY_SIZE + 1
-"""The vocabulary without added tokens, behind the blank, which is class 0."""
+_CTC_WEIGHTS = {"letters": 0.5, "tokens": 0.3}
+"""Weights of the auxiliary CTC losses: letters on the audio features, tokens on the hidden states at the audio's positions.
 
-_CTC_WEIGHTS = {"features": 0.3, "hidden": 0.3}
-"""Weights of the auxiliary losses: on the audio features, and on the decoder's hidden states at their positions.
+Without any, the model stays on the plateau where it knows the words and not what it hears. Letters, because there are few
+and all words share them; tokens alone take many times longer. The second joins chunks: the encoder gives every chunk the same
+positions, so only the decoder knows their order."""
 
-Without any, the model stays on the plateau where it knows the words and not what it hears. The second is what joins chunks:
-the encoder gives every chunk the same positions, so only the decoder knows their order."""
+_LETTER_STEPS = 3
+"""Steps of the letters' CTC per audio token: speech has more letters than the 13 tokens of a second."""
+
+_CTC_CLASSES = {"letters": len(LETTERS) + 1, "tokens": VOCABULARY_SIZE + 1}
+"""Letters, and the vocabulary without added tokens; each behind the blank, which is class 0."""
 
 _MASKED_BANDS = 2
 _BAND_WIDTH = 14
@@ -41,7 +45,8 @@ def new_model(config: ModelConfig, seed: int) -> tuple[tuple[Definition, Definit
     decoder, decoder_params = split(model.decoder)
     keys = dict(zip(_CTC_WEIGHTS, jax.random.split(jax.random.key(seed + 1)), strict=True))
     width = config.text.embed_dim
-    ctc = {name: jax.random.normal(key, (width, _CTC_CLASSES)) / math.sqrt(width) for name, key in keys.items()}
+    classes = {"letters": _LETTER_STEPS * _CTC_CLASSES["letters"], "tokens": _CTC_CLASSES["tokens"]}
+    ctc = {name: jax.random.normal(key, (width, classes[name])) / math.sqrt(width) for name, key in keys.items()}
     return (audio, decoder), {"audio_tower": audio_params, "decoder": decoder_params, "ctc": ctc}
 
 
@@ -51,7 +56,7 @@ def loss(
     """Cross-entropy of the answers plus the auxiliary losses.
 
     Returns:
-      `(loss, metrics)`, scalars; metrics: `text` (nats per token), `features` and `hidden` (CTC, nats per token), `accuracy`
+      `(loss, metrics)`, scalars; metrics: `text` (nats per token), `letters` and `tokens` (CTC, nats per label), `accuracy`
       (share of answer tokens whose likeliest choice is right).
     """
     audio, decoder = definitions[0].bind(params["audio_tower"]), definitions[1].bind(params["decoder"])
@@ -67,20 +72,19 @@ def loss(
     logits = decoder.logits(jnp.take_along_axis(hidden, positions[..., None], axis=1))
     valid = targets != IGNORED
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
-    count = jnp.sum(valid)
+    count = jnp.sum(valid).astype(losses.dtype)
     metrics = {
-        "text": jnp.sum(losses * valid) / count,
-        "accuracy": jnp.sum((jnp.argmax(logits, axis=-1) == targets) & valid) / count,
+        "text": jnp.sum(jnp.where(valid, losses, 0.0)) / count,
+        "accuracy": jnp.sum((jnp.argmax(logits, axis=-1) == targets) & valid).astype(losses.dtype) / count,
     }
     # The audio's place in the prompt depends on the context before it.
     start = jnp.argmax(batch.audio_index >= 0, axis=1)
     at = jnp.minimum(start[:, None] + jnp.arange(features.shape[1]), hidden.shape[1] - 1)
     heard = jnp.take_along_axis(hidden, at[..., None], axis=1)
-    total = metrics["text"]
-    for name, states in (("features", features), ("hidden", heard)):
-        metrics[name] = _ctc(states @ params["ctc"][name], batch.num_audio_tokens, batch.transcript)
-        total = total + _CTC_WEIGHTS[name] * metrics[name]
-    return total, metrics
+    spelled = (features @ params["ctc"]["letters"]).reshape(features.shape[0], -1, _CTC_CLASSES["letters"])
+    metrics["letters"] = _ctc(spelled, _LETTER_STEPS * batch.num_audio_tokens, batch.letters)
+    metrics["tokens"] = _ctc(heard @ params["ctc"]["tokens"], batch.num_audio_tokens, batch.transcript)
+    return metrics["text"] + sum(weight * metrics[name] for name, weight in _CTC_WEIGHTS.items()), metrics
 
 
 def _convolved(audio: Any, log_mel: Array, config: ModelConfig) -> Array:
@@ -103,11 +107,12 @@ def _hidden(decoder: Any, embeddings: Array, config: ModelConfig) -> Array:
 
 
 def _ctc(logits: Array, num_frames: Array, transcript: Array) -> Array:
-    """Nats per transcript token; clips without speech count through their blanks."""
+    """Nats per label of `transcript`; clips without speech count through their blanks."""
     frame_padding = (jnp.arange(logits.shape[1]) >= num_frames[:, None]).astype(jnp.float32)
     # The blank is class 0, so token ids move up by one.
     padding = (transcript == IGNORED).astype(jnp.float32)
-    losses = optax.ctc_loss(logits, frame_padding, transcript + 1, padding)
+    with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+        losses = optax.ctc_loss(logits, frame_padding, transcript + 1, padding)
     # An alignment that does not exist (too many tokens for the frames) costs a constant and teaches nothing.
     possible = losses < 1e4
     return jnp.sum(jnp.where(possible, losses, 0.0)) / jnp.maximum(jnp.sum(1 - padding), 1)

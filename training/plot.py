@@ -17,11 +17,11 @@ def plot_log(log: pathlib.Path, out: pathlib.Path) -> None:
     losses = [line for line in lines if "text" in line]
     looks = [line for line in lines if "held_out" in line]
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 6), sharex=True, layout="constrained")
-    labels = {"text": "answer", "features": "CTC on audio features", "hidden": "CTC on hidden states"}
+    labels = {"text": "answer, per token", "tokens": "CTC of tokens", "letters": "CTC of letters"}
     for name, label in labels.items():
         above.plot([line["step"] for line in losses], [line[name] for line in losses], label=label, linewidth=1)
     above.set_yscale("log")
-    above.set_ylabel("nats per token")
+    above.set_ylabel("nats")
     above.legend(frameon=False)
     for name in ("clean", "noisy", "long"):
         below.plot(

@@ -131,8 +131,9 @@ def _step_function(
     def step(params: Params, state: Any, batch: Batch, key: Array) -> tuple[Params, Any, objective.Metrics]:
         gradient = jax.value_and_grad(objective.loss, has_aux=True)
         (_, metrics), gradients = gradient(params, definitions, CONFIG, batch, key)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), state, metrics | {"norm": optax.global_norm(gradients)}
+        with jax.numpy_dtype_promotion("standard"):  # optax relies on it
+            updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state, metrics | {"norm": optax.tree.norm(gradients)}
 
     return jax.jit(step, donate_argnums=(0, 1))
 
