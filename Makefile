@@ -1,4 +1,4 @@
-# make demo   environment, install, a checkpoint, a transcript
+# make demo   environment, install, a transcript
 # make test   environment, install, all tests that need no torch
 # make parity the reference extra (torch, transformers) and the comparison with it
 # make lint   ruff and mypy
@@ -45,4 +45,4 @@ neon: $(STAMP)
 	$(NATIVE) --cxx=aarch64-linux-gnu-g++ --emulator=qemu-aarch64 -- --quick || test $$? = 77
 
 clean:
-	rm -rf $(VENV) .cache demo_model build *.egg-info qwen_asr_jax/kernels/cpu/libqwen_asr_cpu.*
+	rm -rf $(VENV) .cache build *.egg-info qwen_asr_jax/kernels/cpu/libqwen_asr_cpu.*

@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qwen_asr_jax import kernels, processes
+from qwen_asr_jax import demo, kernels, processes
 from qwen_asr_jax.errors import QwenASRError, UsageError
 from qwen_asr_jax.files import remove_partial
 from qwen_asr_jax.policy import DEFAULT_POLICY, PRESETS, Policy, get_policy
@@ -30,7 +30,12 @@ EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 def define_model_flags() -> None:
     """Defines the flags that choose a model and how it runs; a script shows them in its help with `adopt_module_key_flags`."""
-    flags.DEFINE_string("model_dir", None, "Model directory, or a Hub id such as Qwen/Qwen3-ASR-0.6B.", short_name="d")
+    flags.DEFINE_string(
+        "model_dir",
+        None,
+        "Model directory, or a Hub id such as Qwen/Qwen3-ASR-0.6B; the bundled demonstration model when not given.",
+        short_name="d",
+    )
     flags.DEFINE_enum("policy", None, list(PRESETS), f"Dtype policy; {DEFAULT_POLICY} unless --config is given.")
     config_flags.DEFINE_config_file(
         "config", None, "Run config, e.g. configs/bf16.py; single fields are set with --config.policy.cache_dtype=float32."
@@ -43,21 +48,22 @@ def define_model_flags() -> None:
 
 
 def load_from_flags() -> Any:
-    """The model that the flags ask for (a `QwenASR`).
+    """The model that the flags ask for (a `QwenASR`); without `--model_dir` the demonstration model, and a line that says so.
 
     Raises:
-      UsageError: flags contradict each other, or `--model_dir` is missing.
+      UsageError: flags contradict each other, or `--model_dir` is empty.
       QwenASRError: see `load_model`.
     """
     values = flags.FLAGS
-    if not values.model_dir:
-        raise UsageError(
-            "--model_dir is missing; get a model with: hf download Qwen/Qwen3-ASR-0.6B --local-dir Qwen3-ASR-0.6B"
-        )
+    if values.model_dir == "":
+        raise UsageError("--model_dir is empty; leave it out for the bundled demonstration model")
     from qwen_asr_jax.pipelines.load import load_model
 
     policy, options = policy_from_flags()
-    model = load_model(values.model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+    model_dir = values.model_dir or demo.MODEL_DIR
+    model = load_model(model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+    if values.model_dir is None:
+        warn(demo.NOTICE)
     warn_of_missing_kernels(policy)
     return model
 

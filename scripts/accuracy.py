@@ -1,6 +1,6 @@
 """Compares policies with float32 on one clip: errors of the logits, and how often the same token is chosen.
 
-    python scripts/accuracy.py --model_dir=DIR [--audio=FILE] [--policies=bf16,fp16,int8,int8_all] [--steps=24]
+    python scripts/accuracy.py [--model_dir=DIR] [--audio=FILE] [--policies=bf16,fp16,int8,int8_all] [--steps=24]
 
 Columns: largest and mean absolute difference of all logits, and the standard deviation of float32's own; at how many steps the
 same token is chosen behind the same prefix, at all and where the runner-up is not within bfloat16's rounding of the best; and
@@ -21,7 +21,12 @@ from qwen_asr_jax.errors import UsageError
 from qwen_asr_jax.policy import PRESETS
 from qwen_asr_jax.runtime import BACKENDS
 
-flags.DEFINE_string("model_dir", None, "Model directory, a Hub id, or random:0.6b or random:1.7b.", short_name="d")
+flags.DEFINE_string(
+    "model_dir",
+    None,
+    "Model directory, a Hub id, random:0.6b or random:1.7b; the demonstration model if none.",
+    short_name="d",
+)
 flags.DEFINE_string("audio", None, "Audio file; by default 5 s of silence.", short_name="i")
 flags.DEFINE_list("policies", [name for name in PRESETS if name != "fp32"], "Presets to compare with fp32.")
 flags.DEFINE_integer("steps", 24, "Tokens to choose.", lower_bound=1)
@@ -33,8 +38,6 @@ def main(argv: Sequence[str]) -> int:
     """Prints the table and returns the exit status."""
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}; the clip is given with --audio=FILE")
-    if not FLAGS.model_dir:
-        raise UsageError("--model_dir is missing; usage: accuracy.py --model_dir=DIR [--audio=FILE]")
     if unknown := [name for name in FLAGS.policies if name not in PRESETS]:
         raise UsageError(f"unknown policy {unknown[0]!r}: choose of {', '.join(PRESETS)}")
 

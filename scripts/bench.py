@@ -18,9 +18,9 @@ batch are those of the measured runs themselves, since transcribing waits betwee
 a separate pass behind each measured run. Between runs the memory's read rate is measured, because on shared machines it
 changes; floors use it. Compiling inside a measured run makes the result invalid and the exit status 1.
 
-Without --model_dir a small default model is used; --model_dir=random:0.6b or random:1.7b makes a model of the real size with
-random weights. Without --audio, silence. Results go to stdout, everything else to stderr. Exit status: 0 measured, 1 something
-failed, 2 wrong usage, 130 interrupted.
+Without --model_dir the bundled demonstration model is used; --model_dir=random:0.6b or random:1.7b makes a model of the real
+size with random weights. Without --audio, silence. Results go to stdout, everything else to stderr. Exit status: 0 measured, 1
+something failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations

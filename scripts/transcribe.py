@@ -1,6 +1,6 @@
-"""Transcribes audio files with a Qwen3-ASR checkpoint.
+"""Transcribes audio files with a Qwen3-ASR checkpoint; without --model_dir, with the bundled demonstration model.
 
-    python scripts/transcribe.py AUDIO [AUDIO ...] --model_dir=DIR
+    python scripts/transcribe.py AUDIO [AUDIO ...] [--model_dir=DIR]
 
 Transcripts go to stdout, everything else to stderr. `-` reads standard input. Exit status: 0 all done, 1 some input failed
 (the others are done), 2 wrong usage, 130 interrupted.
@@ -46,7 +46,7 @@ def read_stdin() -> Waveform:
 def main(names: Sequence[str]) -> int:
     """Transcribes the named inputs and returns the exit status."""
     if not names:
-        raise UsageError("no audio given; usage: transcribe.py AUDIO [AUDIO ...] --model_dir=DIR")
+        raise UsageError("no audio given; usage: transcribe.py AUDIO [AUDIO ...] [--model_dir=DIR]")
     if list(names).count("-") > 1:
         raise UsageError("- (standard input) can be read only once")
 

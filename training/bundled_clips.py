@@ -20,8 +20,9 @@ from training.synthesis import Voice, speak
 flags.DEFINE_string("output", "clips", "Directory to make.")
 FLAGS = flags.FLAGS
 
-_PAUSE_S = 0.5
-_LEVEL_DB = -9.0
+_PAUSE_S = 0.6
+_LEVEL_DB = -20.0
+"""Peak. FLAC files of loud speech are larger."""
 
 CLIPS: dict[str, tuple[Voice, str, tuple[str, ...]]] = {
     "short": (Voice("en-us", "Andrea", 145, 50, 0), "English", ("Alpha bravo seven.",)),
@@ -38,7 +39,7 @@ CLIPS: dict[str, tuple[Voice, str, tuple[str, ...]]] = {
     "german": (
         Voice("de", "f2", 148, 50, 0),
         "German",
-        ("Öffne das Fenster und die Tür.", "Der Zug fährt um siebzehn Uhr.", "Grün weiß fünf zwölf."),
+        ("Öffne das Fenster und die Tür.", "Der Zug fährt um siebzehn Uhr.", "Grün weiß fünf."),
     ),
     "long": (
         Voice("en-us", "linda", 142, 50, 0),
@@ -69,7 +70,7 @@ def make_clips(directory: pathlib.Path) -> None:
             samples = augment.at_level(augment.joined(pieces, [pause] * len(pieces), length), _LEVEL_DB)
             _write(partial, name, Clip(samples, language, " ".join(sentences), ()))
         hiss = augment.noise(4 * SAMPLE_RATE, np.random.default_rng(0), ("pink",))
-        _write(partial, "silence", Clip(augment.at_level(hiss, -55.0), NO_SPEECH, "", ()))
+        _write(partial, "silence", Clip(augment.at_level(hiss, -66.0), NO_SPEECH, "", ()))
 
 
 def _write(directory: pathlib.Path, name: str, clip: Clip) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qwen_asr_jax import runtime
+from qwen_asr_jax import demo, runtime
 from qwen_asr_jax.audio.frames import MIN_SAMPLES, SAMPLE_RATE
 from qwen_asr_jax.audio.read import Waveform, read_audio
 from qwen_asr_jax.checkpoint.random_checkpoint import MODELS, write_random_checkpoint
@@ -18,30 +18,29 @@ from qwen_asr_jax.pipelines.load import find_model
 
 RANDOM_PREFIX = "random:"
 
-DEFAULT_MODEL = RANDOM_PREFIX + "tiny"
-"""What is measured without `--model_dir`."""
-
 
 def bench_model_dir(name: str | None) -> tuple[pathlib.Path, str | None]:
     """The directory of the model, and a line to show if it is not an ordinary one.
 
     Args:
-      name: a directory or Hub id; `random:PRESET` for a checkpoint with random weights; None for the default.
+      name: a directory or Hub id; `random:PRESET` for a checkpoint with random weights; None for the bundled demonstration
+        model.
 
     Raises:
       CheckpointError: there is no such model.
       UsageError: there is no such preset.
       OutputError: a random checkpoint cannot be written.
     """
-    if name is not None and not name.startswith(RANDOM_PREFIX):
+    if name is None:
+        return demo.MODEL_DIR, demo.NOTICE
+    if not name.startswith(RANDOM_PREFIX):
         return find_model(name), None
-    preset = (name or DEFAULT_MODEL).removeprefix(RANDOM_PREFIX)
+    preset = name.removeprefix(RANDOM_PREFIX)
     if preset not in MODELS or MODELS[preset].kind != "asr":
         presets = ", ".join(RANDOM_PREFIX + each for each, model in MODELS.items() if model.kind == "asr")
         raise UsageError(f"unknown model {name!r}: choose one of {presets}, or a directory")
     path = _random_checkpoint(preset)
-    which = "no --model_dir, so the default model is measured:" if name is None else f"{name}:"
-    return path, f"{which} the {preset} geometry with random weights, in {path}; its speed is real, its words are noise"
+    return path, f"{name}: the {preset} geometry with random weights, in {path}; its speed is real, its words are noise"
 
 
 def _random_checkpoint(preset: str) -> pathlib.Path:

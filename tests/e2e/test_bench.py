@@ -25,7 +25,7 @@ CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A user's cache directory for all runs: one roofline, one default model."""
+    """A user's cache directory for all runs: one roofline."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -68,11 +68,12 @@ def fails(bench, status, *arguments):
     return err
 
 
-def test_default_is_a_small_model_and_silence_and_says_so(bench):
+def test_default_is_the_demonstration_model_and_silence_and_says_so(bench):
     out, err, (record,) = bench("--decode_tokens=6")
-    assert "no --model_dir, so the default model is measured: the tiny geometry with random weights" in err
-    assert (record.workload, record.model["name"], record.audio["name"]) == ("full", "random-tiny", "silence 5 s")
-    assert re.match(r"full: random-tiny, bf16, (xla|cpu \w+), silence 5 s \(5\.00 s\), ", out)
+    assert err.startswith("bench.py: no --model_dir: this is the bundled demonstration model")
+    assert "hf download" in err
+    assert (record.workload, record.model["name"], record.audio["name"]) == ("full", "demo_model", "silence 5 s")
+    assert re.match(r"full: demo_model, bf16, (xla|cpu \w+), silence 5 s \(5\.00 s\), ", out)
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:3]] == ["run 1/2", "run 2/2"]
     header = next(line for line in lines if "median" in line)

@@ -250,7 +250,7 @@ def test_one_bad_input_does_not_stop_the_others(tiny_original, bf16, wavs, tmp_p
     "arguments, names",
     [
         ([], ["no audio"]),
-        (["a.wav"], ["--model_dir is missing", "hf download"]),
+        (["a.wav", "--model_dir="], ["--model_dir is empty", "demonstration"]),
         (["a.wav", "--model_dir=m", "--colour=red"], ["colour"]),
         (["-", "-", "--model_dir=m"], ["only once"]),
         (["a.wav", "--model_dir=m", "--policy=bf16", "--config=configs/bf16.py"], ["--policy", "--config"]),

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers import Qwen3ASRFeatureExtractor, Qwen3ASRForConditionalGeneration
 
+from qwen_asr_jax.pipelines.offline import QwenASR
+
 
 @dataclasses.dataclass(frozen=True)
 class Features:
@@ -61,3 +63,10 @@ class Oracle:
             do_sample=False,
         )
         return out[0, len(ids) :].tolist()
+
+    def transcribe(self, model: QwenASR, samples: np.ndarray) -> list[int]:
+        """What it says of a clip, end token excluded, given the prompt and the token budget that `model` would use."""
+        job = model.prepare(samples, None, "", 0)
+        tokens = self.generate(list(job.prompt.ids), self.features(job.waveform.samples), job.budget)
+        ends = model.engine.config.eos_token_ids
+        return tokens[:-1] if tokens and tokens[-1] in ends else tokens

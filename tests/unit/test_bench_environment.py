@@ -8,6 +8,7 @@ import sys
 import jax
 import pytest
 
+from qwen_asr_jax import demo
 from qwen_asr_jax.bench import inputs, memory, roofline
 from qwen_asr_jax.bench.cost import Limits
 from qwen_asr_jax.bench.environment import environment, fingerprint
@@ -117,12 +118,10 @@ def test_memory_of_this_process():
 
 def test_models_for_the_bench(tiny_original):
     assert inputs.bench_model_dir(str(tiny_original)) == (tiny_original, None)
-    path, notice = inputs.bench_model_dir(None)
+    assert inputs.bench_model_dir(None) == (demo.MODEL_DIR, demo.NOTICE)
+    path, notice = inputs.bench_model_dir("random:tiny")
     assert (path / "config.json").exists()
-    assert "default model" in notice
-    again, named = inputs.bench_model_dir("random:tiny")
-    assert again == path
-    assert "default" not in named
+    assert "random weights" in notice
     for name in ("random:huge", "random:aligner-0.6b"):
         with pytest.raises(UsageError, match=r"random:0\.6b, random:1\.7b, or a directory"):
             inputs.bench_model_dir(name)
