@@ -141,8 +141,8 @@ def _flag(value: Any) -> str:
 
 
 @contextlib.contextmanager
-def alone(path: pathlib.Path) -> Iterator[None]:
-    """Keeps other sweeps off a file of results: two at once would measure each other.
+def alone(path: pathlib.Path, what: str = "sweep") -> Iterator[None]:
+    """Keeps others of its kind, sweeps or `what` it is, off a file of results: two at once would measure each other.
 
     Raises:
       UsageError: there is one.
@@ -153,7 +153,7 @@ def alone(path: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UsageError(f"{path}: another sweep is writing there; wait for it, or choose another --output") from None
+            raise UsageError(f"{path}: another {what} is writing there; wait for it, or choose another --output") from None
         yield
 
 

@@ -74,7 +74,7 @@ def load_model(
     options = options or EngineOptions()
     engine = Engine(checkpoint, policy, options.buckets(), screen_head=options.screen_head)
     name = path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir)
-    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start)
+    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start, path=path)
 
 
 def with_chosen_kernels(policy: Policy) -> Policy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias, overload
@@ -64,13 +65,15 @@ class QwenASR:
       engine: the compiled verbs and the weights.
       tokenizer: text to ids and back.
       load_s: seconds that loading took.
+      path: its directory; None for a model that was not loaded from one.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, load_s: float):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, load_s: float, path: pathlib.Path | None = None):
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
         self.load_s = load_s
+        self.path = path
 
     @overload
     def transcribe(

@@ -21,7 +21,7 @@ LAYERS = [
     {"checkpoint"},
     {"engine"},
     {"cli", "pipelines"},
-    {"bench"},
+    {"bench", "evaluation"},
 ]
 """From the bottom up; a module may import its own layer and those below."""
 

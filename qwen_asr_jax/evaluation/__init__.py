@@ -1,0 +1,1 @@
+"""Accuracy against references: manifests, transcripts kept as they come, word error rates and their tables."""
