@@ -24,8 +24,9 @@ from qwen_asr_jax import cli
 from qwen_asr_jax.bench import commands, compare
 from qwen_asr_jax.bench.commands import Command
 from qwen_asr_jax.bench.compare import Compared
-from qwen_asr_jax.bench.record import append_lines, check_appendable, read_records
+from qwen_asr_jax.bench.record import read_records
 from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.files import append_lines, check_appendable
 
 flags.DEFINE_integer("pairs", 10, "Runs of each command that count.", lower_bound=1)
 flags.DEFINE_integer("warmup", 1, "Runs of each command before, that do not count.", lower_bound=0)

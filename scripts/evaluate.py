@@ -1,6 +1,6 @@
 """Measures how many words a checkpoint gets wrong, against reference texts.
 
-    python scripts/evaluate.py --manifest=test.jsonl [--model_dir=DIR] [--policy=bf16] [--group_by=set,voice] [--worst=5]
+    python scripts/evaluate.py --manifest=test.jsonl [--model_dir=DIR] [--policy=bf16] [--group_by=set,set+voice] [--worst=5]
     python scripts/evaluate.py --report=test.results.jsonl [--manifest=test.jsonl]    # the tables again, without a model
 
 A manifest has one JSON object per line, `{"audio": "a.wav", "text": "What it says.", "language": "en"}`; or it is a
@@ -37,7 +37,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("output", None, "File of results to append to; by default MANIFEST.results.jsonl here.", short_name="o")
 flags.DEFINE_string("report", None, "Only print the tables of this file of results.")
-flags.DEFINE_list("group_by", [], "Fields of the manifest whose values get rows of their own.")
+flags.DEFINE_list("group_by", [], "Fields of the manifest whose values get rows of their own; set+voice for both together.")
 flags.DEFINE_enum("normalizer", "whisper", list(NORMALIZERS), "What is done to texts before they are compared.")
 flags.DEFINE_string("language", None, "Force this language (name or code); detected when not given.")
 flags.DEFINE_integer("batch_size", 8, "Clips to run at once.", lower_bound=1)
@@ -52,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}; clips are given with --manifest=FILE")
     if not FLAGS.manifest and not FLAGS.report:
-        raise UsageError("--manifest is missing; usage: evaluate.py --manifest=test.jsonl [--model_dir=DIR], or --report=FILE")
+        raise UsageError(
+            "--manifest is missing; usage: evaluate.py --manifest=test.jsonl [--model_dir=DIR], or --report=FILE"
+        )
 
     from qwen_asr_jax.evaluation.manifest import check_groups, read_manifest, unknown_languages
     from qwen_asr_jax.evaluation.score import Scorer
@@ -100,8 +102,8 @@ def report_only(path: pathlib.Path, clips: Sequence[Clip] | None) -> Selection:
 
 def transcribe(clips: Sequence[Clip]) -> tuple[Selection, int]:
     """Transcribes the clips that are not in the file of results yet; returns what counts there, and the exit status."""
-    from qwen_asr_jax.bench.sweep import alone
     from qwen_asr_jax.evaluation.results import default_output, open_results, read_results, reusable, select
+    from qwen_asr_jax.files import alone
 
     output = pathlib.Path(FLAGS.output).expanduser() if FLAGS.output else default_output(pathlib.Path(FLAGS.manifest))
     with alone(output, "evaluation"):

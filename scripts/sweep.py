@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
     if argv or FLAGS.config is None:
         raise UsageError("usage: sweep.py --config=configs/sweep_policies.py [--config.base.model_dir=DIR] [--output=runs/]")
 
-    from qwen_asr_jax.bench.sweep import Sweep, alone, points_of
+    from qwen_asr_jax.bench.sweep import Sweep, points_of
+    from qwen_asr_jax.files import alone
 
     name = FLAGS.name or pathlib.Path(config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]).stem
     path = pathlib.Path(FLAGS.output).expanduser() / f"{name}.jsonl"
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         left = Sweep(name, path, points, retry_failed=FLAGS.retry_failed).remaining()
         print(*(f"{point.id}  {point}" for point in left), sep="\n")
         return cli.EXIT_OK
-    with alone(path):
+    with alone(path, "sweep"):
         return run(Sweep(name, path, points, retry_failed=FLAGS.retry_failed))
 
 

@@ -14,6 +14,12 @@ NOISES = ("white", "pink", "brown", "hum", "babble")
 
 _BANK_S = 60
 
+TEST_NOISE = 1
+"""The noise bank of what is not trained on."""
+
+SILENCES = ("digital", "faint", "varying", "steady")
+"""Kinds of clips without speech: nothing at all, the faintest noise, noise that comes and goes, and noise that does not."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Conditions:
@@ -24,6 +30,7 @@ class Conditions:
       reverberation, telephone, noise, tilt: share of clips with each.
       snr_db: range of the noise's level below the speech.
       level_db: range of the clip's peak, dBFS.
+      noise_bank: which recordings of noise are cut from; a test set has its own.
     """
 
     resampling: float
@@ -33,22 +40,26 @@ class Conditions:
     tilt: float
     snr_db: tuple[float, float]
     level_db: tuple[float, float] = (-30.0, 0.0)
+    noise_bank: int = 0
 
 
 TRAINING = Conditions(resampling=0.4, reverberation=0.25, telephone=0.12, noise=0.5, tilt=0.3, snr_db=(2.0, 40.0))
 TRAINING_FIRST = Conditions(resampling=0.4, reverberation=0.0, telephone=0.0, noise=0.1, tilt=0.2, snr_db=(20.0, 40.0))
 CLEAN = Conditions(resampling=0.0, reverberation=0.0, telephone=0.0, noise=0.0, tilt=0.0, snr_db=(0.0, 0.0))
-NOISY = Conditions(resampling=0.0, reverberation=0.3, telephone=0.15, noise=1.0, tilt=0.0, snr_db=(5.0, 20.0))
+NOISY = Conditions(
+    resampling=0.0, reverberation=0.3, telephone=0.15, noise=1.0, tilt=0.0, snr_db=(5.0, 20.0), noise_bank=TEST_NOISE
+)
+"""Those of the test sets."""
 
 
 def resampled(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The utterance played at another speed."""
+    """The utterance played at another speed: `[num_samples]` float32 to `[num_samples / 0.88 to 1.14]`."""
     factor = rng.uniform(0.88, 1.14)
     return soxr.resample(samples, SAMPLE_RATE * factor, SAMPLE_RATE, quality="LQ").astype(np.float32)
 
 
 def joined(pieces: list[np.ndarray], pauses: list[int], num_samples: int) -> np.ndarray:
-    """The pieces with a pause before each, in `num_samples` samples."""
+    """The pieces, `[...]` float32 each, with a pause of so many samples before each: `[num_samples]` float32."""
     out = np.zeros(num_samples, np.float32)
     at = 0
     for piece, pause in zip(pieces, pauses, strict=True):
@@ -65,7 +76,7 @@ def disturbed(samples: np.ndarray, conditions: Conditions, rng: np.random.Genera
     if rng.random() < conditions.tilt:
         samples = _tilted(samples, rng.uniform(-0.4, 0.6))
     if rng.random() < conditions.noise:
-        samples = _with_noise(samples, rng.uniform(*conditions.snr_db), rng)
+        samples = _with_noise(samples, rng.uniform(*conditions.snr_db), rng, conditions.noise_bank)
     if rng.random() < conditions.telephone:
         samples = _telephone(samples)
     return at_level(samples, rng.uniform(*conditions.level_db))
@@ -77,15 +88,14 @@ def at_level(samples: np.ndarray, level_db: float) -> np.ndarray:
     return (samples * np.float32(10 ** (level_db / 20) / peak if peak else 1.0)).astype(np.float32)
 
 
-def silence(num_samples: int, rng: np.random.Generator) -> np.ndarray:
-    """A clip without speech: nothing at all, the faintest noise, or noise of any kind and level."""
-    kind = rng.integers(4)
-    if kind == 0:
+def silence(num_samples: int, kind: str, rng: np.random.Generator, bank: int = 0) -> np.ndarray:
+    """A clip without speech, of one of the kinds in `SILENCES`: `[num_samples]` float32 within -1 and 1."""
+    if kind == "digital":
         return np.zeros(num_samples, np.float32)
-    out = noise(num_samples, rng, NOISES[:-1])
-    if kind == 1:
+    out = noise(num_samples, rng, NOISES[:-1], bank)
+    if kind == "faint":
         return at_level(out, rng.uniform(-90, -50))
-    if kind == 2:  # it comes and goes
+    if kind == "varying":
         knots = np.interp(np.arange(num_samples), np.linspace(0, num_samples, 6), rng.uniform(0.05, 1.0, 6))
         out = out * knots.astype(np.float32)
     if rng.random() < 0.3:  # knocks
@@ -95,20 +105,23 @@ def silence(num_samples: int, rng: np.random.Generator) -> np.ndarray:
     return at_level(out, rng.uniform(-50, 0))
 
 
-def noise(num_samples: int, rng: np.random.Generator, kinds: tuple[str, ...] = NOISES) -> np.ndarray:
-    """Noise of one of the kinds, with an RMS of 1: `[num_samples]` float32."""
-    bank = _bank(kinds[rng.integers(len(kinds))])
-    out = np.resize(np.roll(bank, -int(rng.integers(len(bank)))), num_samples) if num_samples > len(bank) else None
-    if out is None:
-        start = rng.integers(len(bank) - num_samples + 1)
-        out = bank[start : start + num_samples].copy()
+def noise(num_samples: int, rng: np.random.Generator, kinds: tuple[str, ...] = NOISES, bank: int = 0) -> np.ndarray:
+    """Noise of one of the kinds, with an RMS of 1: `[num_samples]` float32.
+
+    Args:
+      bank: which recording it is cut from.
+    """
+    recording = _recording(kinds[rng.integers(len(kinds))], bank)
+    start = rng.integers(len(recording) - num_samples + 1) if num_samples <= len(recording) else 0
+    out = np.resize(recording[start:], num_samples)
     return (out / (np.sqrt(np.mean(out**2)) + 1e-9)).astype(np.float32)
 
 
 @functools.cache
-def _bank(kind: str) -> np.ndarray:
-    """A minute of one kind of noise."""
-    rng = np.random.default_rng([hash_of(kind)])
+def _recording(kind: str, bank: int) -> np.ndarray:
+    """A minute of one kind of noise, `[num_samples]` float32."""
+    seed = int.from_bytes(kind.encode()[:8], "little")  # Python's own hash differs from run to run
+    rng = np.random.default_rng([seed, bank] if bank else [seed])
     count = _BANK_S * SAMPLE_RATE
     if kind == "hum":
         t = np.arange(count) / SAMPLE_RATE
@@ -125,16 +138,11 @@ def _bank(kind: str) -> np.ndarray:
     return (out / np.sqrt(np.mean(out**2))).astype(np.float32)
 
 
-def hash_of(text: str) -> int:
-    """A seed from a name; Python's own hash differs from run to run."""
-    return int.from_bytes(text.encode()[:8], "little")
-
-
-def _with_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator) -> np.ndarray:
+def _with_noise(samples: np.ndarray, snr_db: float, rng: np.random.Generator, bank: int) -> np.ndarray:
     # Against the level of speech, not of the pauses around it.
     loud = np.abs(samples) > 0.02 * np.abs(samples).max(initial=0.0)
     speech = np.sqrt(np.mean(samples[loud] ** 2)) if loud.any() else 0.0
-    return samples + noise(len(samples), rng) * np.float32(speech * 10 ** (-snr_db / 20))
+    return samples + noise(len(samples), rng, bank=bank) * np.float32(speech * 10 ** (-snr_db / 20))
 
 
 def _reverberant(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:

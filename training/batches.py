@@ -1,4 +1,8 @@
-"""Batches of fixed shapes. Batch `step` depends on the seed and on `step` alone, so a resumed training goes on exactly."""
+"""Batches of fixed shapes.
+
+A batch depends on its step, the number of steps and the seed alone (which makes corpus and vocabulary, too): a resumed
+training goes on exactly.
+"""
 
 from __future__ import annotations
 
@@ -42,6 +46,7 @@ LETTERS = " -abcdefghijklmnopqrstuvwxyzßäöü"
 """What transcripts are spelled with, but for capitals and full stops."""
 
 _LETTERS_PER_S = 30
+"""Room for letters; the fastest long compounds have more for a second or two."""
 
 IGNORED = -1
 """Target where there is none."""
@@ -105,6 +110,10 @@ def _answer(tokenizer: Tokenizer, clip: Clip) -> list[int]:
     return [*tokenizer.encode(text), tokenizer.special.im_end]
 
 
+def _spelled(clip: Clip) -> list[int]:
+    return [LETTERS.index(c) for c in clip.text.lower() if c in LETTERS]
+
+
 def _draw_clip(
     source: ClipSource, tokenizer: Tokenizer, seconds: int, conditions: Conditions, rng: np.random.Generator
 ) -> Clip:
@@ -113,7 +122,7 @@ def _draw_clip(
     shortest = {2: 1.4, 4: 2.2, 8: 4.5, 16: 9.0, 30: 18.0}[seconds]
     while True:
         clip = source.speech(rng.uniform(shortest, seconds), conditions, rng)
-        if len(_answer(tokenizer, clip)) <= max_targets(seconds):
+        if len(_answer(tokenizer, clip)) <= max_targets(seconds) and len(_spelled(clip)) <= seconds * _LETTERS_PER_S:
             return clip
 
 
@@ -127,7 +136,7 @@ def make_batch(clips: list[Clip], contexts: list[str], tokenizer: Tokenizer, con
     """The clips as arrays, with the prompt and the answer that the model is to give; a context that has no room is left out.
 
     Raises:
-      ValueError: an answer is longer than `max_targets`.
+      ValueError: an answer is longer than the class of length has room for.
     """
     audio = config.audio
     total_frames = -(-seconds * 100 // audio.chunk_frames) * audio.chunk_frames
@@ -150,9 +159,9 @@ def make_batch(clips: list[Clip], contexts: list[str], tokenizer: Tokenizer, con
         batch.samples[row] = reflect_pad(samples, total_frames)
         batch.num_frames[row] = frames.num_frames(len(samples))
         batch.num_audio_tokens[row] = frames.num_audio_tokens(int(batch.num_frames[row]), audio)
-        answer = _answer(tokenizer, clip)
+        answer, letters = _answer(tokenizer, clip), _spelled(clip)
         transcript = tokenizer.encode(clip.text) if clip.language != NO_SPEECH else []
-        if len(answer) > targets:
+        if len(answer) > targets or len(letters) > batch.letters.shape[1]:
             raise ValueError(f"an answer of {len(answer)} tokens in {seconds} s: {clip.text}")
         prompt = build_prompt(tokenizer, int(batch.num_audio_tokens[row]), context)
         if len(prompt.ids) + len(answer) - 1 > length:
@@ -164,6 +173,5 @@ def make_batch(clips: list[Clip], contexts: list[str], tokenizer: Tokenizer, con
         batch.answer_start[row] = len(prompt.ids) - 1
         batch.targets[row, : len(answer)] = answer
         batch.transcript[row, : len(transcript)] = transcript
-        letters = [LETTERS.index(c) for c in clip.text.lower() if c in LETTERS][: batch.letters.shape[1]]
         batch.letters[row, : len(letters)] = letters
     return batch

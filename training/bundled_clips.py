@@ -9,13 +9,15 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from qwen_asr_jax import cli
 from qwen_asr_jax.audio.frames import SAMPLE_RATE
+from qwen_asr_jax.errors import UsageError
 from qwen_asr_jax.files import new_directory
 from training import augment
 from training.clips import NO_SPEECH, Clip, write_clip
-from training.synthesis import Voice, speak
+from training.synthesis import Voice, require_espeak, speak
 
 flags.DEFINE_string("output", "clips", "Directory to make.")
 FLAGS = flags.FLAGS
@@ -69,7 +71,7 @@ def make_clips(directory: pathlib.Path) -> None:
             length = sum(len(piece) + pause for piece in pieces) + pause
             samples = augment.at_level(augment.joined(pieces, [pause] * len(pieces), length), _LEVEL_DB)
             _write(partial, name, Clip(samples, language, " ".join(sentences), ()))
-        hiss = augment.noise(4 * SAMPLE_RATE, np.random.default_rng(0), ("pink",))
+        hiss = augment.noise(4 * SAMPLE_RATE, np.random.default_rng(0), ("pink",), augment.TEST_NOISE)
         _write(partial, "silence", Clip(augment.at_level(hiss, -66.0), NO_SPEECH, "", ()))
 
 
@@ -78,12 +80,14 @@ def _write(directory: pathlib.Path, name: str, clip: Clip) -> None:
     (directory / f"{name}.txt").write_text(clip.text + "\n", encoding="utf-8")
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     """Makes the clips."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    if argv:
+        raise UsageError(f"unexpected argument {argv[0]!r}")
+    require_espeak()
     make_clips(pathlib.Path(FLAGS.output))
+    return cli.EXIT_OK
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cli.run(main)

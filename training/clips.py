@@ -26,12 +26,14 @@ class Clip:
       language: as the model names it, or `NO_SPEECH`.
       text: the transcript; empty without speech.
       indices: the utterances of the corpus in it.
+      kind: of silence, one of `augment.SILENCES`; "" for speech.
     """
 
     samples: np.ndarray
     language: str
     text: str
     indices: tuple[int, ...]
+    kind: str = ""
 
 
 class ClipSource:
@@ -56,11 +58,16 @@ class ClipSource:
         same_voice: bool = False,
         stop_share: float = 0.1,
     ) -> Clip:
-        """A clip of speech of at most `seconds`: one utterance, then more while they fit.
+        """A clip of speech of at most `seconds`: one utterance, then more in the same language while they fit.
 
         Args:
+          seconds: longest duration.
+          conditions: what is done to it.
           same_voice: all utterances of a clip have the first one's voice (accent and variant).
           stop_share: how likely the clip ends behind each utterance though more would fit.
+
+        Raises:
+          ValueError: no utterance is that short.
         """
         limit = int(seconds * SAMPLE_RATE)
         names = list(self._by_language)
@@ -104,10 +111,11 @@ class ClipSource:
             indices=tuple(indices),
         )
 
-    def no_speech(self, seconds: float, rng: np.random.Generator) -> Clip:
-        """A clip of silence or noise of at most `seconds`."""
+    def no_speech(self, seconds: float, rng: np.random.Generator, *, noise_bank: int = 0) -> Clip:
+        """A clip of silence or noise of at most `seconds`; `noise_bank` as in `Conditions`."""
         count = int(rng.uniform(min(0.5, seconds), seconds) * SAMPLE_RATE)
-        return Clip(augment.silence(count, rng), NO_SPEECH, "", ())
+        kind = augment.SILENCES[rng.integers(len(augment.SILENCES))]
+        return Clip(augment.silence(count, kind, rng, noise_bank), NO_SPEECH, "", (), kind)
 
 
 def write_clip(path: pathlib.Path, clip: Clip) -> None:

@@ -61,7 +61,8 @@ def loss(
     """
     audio, decoder = definitions[0].bind(params["audio_tower"]), definitions[1].bind(params["decoder"])
     log_mel = mel.log_mel(batch.samples, batch.num_frames, config.audio.num_mel_bins)
-    features = audio.transform(_convolved(audio, _with_masked_bands(log_mel, key), config), batch.num_audio_tokens)
+    log_mel = _with_masked_bands(log_mel, batch.num_frames, key)
+    features = audio.transform(_convolved(audio, log_mel, config), batch.num_audio_tokens)
     text = decoder.embed(batch.ids)
     at_audio = jnp.take_along_axis(features, jnp.maximum(batch.audio_index, 0)[..., None], axis=1)
     embeddings = jnp.where((batch.audio_index >= 0)[..., None], at_audio, text)
@@ -88,7 +89,7 @@ def loss(
 
 
 def _convolved(audio: Any, log_mel: Array, config: ModelConfig) -> Array:
-    """`audio.convolve` on as many clips at once as go through without a loop.
+    """`audio.convolve`, `[B, A, M]` to `[B, X, D]`, on as many clips at once as go through without a loop.
 
     Inside one, the convolution's gradient is 20 times slower on CPUs.
     """
@@ -106,29 +107,44 @@ def _hidden(decoder: Any, embeddings: Array, config: ModelConfig) -> Array:
     return decoder(embeddings, caches, caches, jnp.zeros(batch, jnp.int32), False)[0]
 
 
-def _ctc(logits: Array, num_frames: Array, transcript: Array) -> Array:
-    """Nats per label of `transcript`; clips without speech count through their blanks."""
+def _ctc(logits: Array, num_frames: Array, labels: Array) -> Array:
+    """Nats per label; clips without speech count through their blanks.
+
+    Args:
+      logits: `[B, X, classes]` float32; class 0 is the blank.
+      num_frames: `[B]` int32, how many of the X count.
+      labels: `[B, L]` int32, `IGNORED` behind their end.
+    """
     frame_padding = (jnp.arange(logits.shape[1]) >= num_frames[:, None]).astype(jnp.float32)
     # The blank is class 0, so token ids move up by one.
-    padding = (transcript == IGNORED).astype(jnp.float32)
+    padding = (labels == IGNORED).astype(jnp.float32)
     with jax.numpy_dtype_promotion("standard"):  # optax relies on it
-        losses = optax.ctc_loss(logits, frame_padding, transcript + 1, padding)
+        losses = optax.ctc_loss(logits, frame_padding, labels + 1, padding)
     # An alignment that does not exist (too many tokens for the frames) costs a constant and teaches nothing.
     possible = losses < 1e4
     return jnp.sum(jnp.where(possible, losses, 0.0)) / jnp.maximum(jnp.sum(1 - padding), 1)
 
 
-def _with_masked_bands(log_mel: Array, key: Array) -> Array:
-    """SpecAugment's frequency masks: in half of the clips, bands of up to `_BAND_WIDTH` bins become the clip's mean."""
-    batch, _, bins = log_mel.shape
-    mean = jnp.mean(log_mel, axis=(1, 2), keepdims=True)
+def _with_masked_bands(log_mel: Array, num_frames: Array, key: Array) -> Array:
+    """SpecAugment's frequency masks: in half of the clips, bands of up to `_BAND_WIDTH` bins become the clip's mean.
+
+    Args:
+      log_mel: `[B, A, M]` float32, 0.0 behind each clip's own frames; they stay so.
+      num_frames: `[B]` int32.
+
+    Returns:
+      `[B, A, M]` float32.
+    """
+    batch, frames, bins = log_mel.shape
+    own = (jnp.arange(frames) < num_frames[:, None])[..., None]
+    mean = jnp.sum(log_mel, axis=(1, 2)) / (num_frames * bins).astype(log_mel.dtype)
     on_key, *keys = jax.random.split(key, 1 + _MASKED_BANDS)
     on = jax.random.bernoulli(on_key, 0.5, (batch, 1))
     for band in keys:
         width_key, start_key = jax.random.split(band)
         width = jax.random.randint(width_key, (batch, 1), 0, _BAND_WIDTH + 1)
-        start = jax.random.randint(start_key, (batch, 1), 0, bins - _BAND_WIDTH)
+        start = jax.random.randint(start_key, (batch, 1), 0, bins - _BAND_WIDTH + 1)
         bin_index = jnp.arange(bins)
         masked = on & (bin_index >= start) & (bin_index < start + width)
-        log_mel = jnp.where(masked[:, None], mean, log_mel)
+        log_mel = jnp.where(masked[:, None] & own, mean[:, None, None], log_mel)
     return log_mel

@@ -10,6 +10,7 @@ import numpy as np
 import soxr
 
 from qwen_asr_jax.audio.frames import SAMPLE_RATE
+from qwen_asr_jax.errors import UsageError
 
 ACCENTS = {
     "English": ("en-us", "en-gb", "en-gb-scotland", "en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc"),
@@ -30,7 +31,8 @@ HELD_OUT_VARIANTS = ("m3", "f2", "Andrea", "Michael", "Alex", "linda", "robert",
 
 TRAINING_SPEEDS = ((110, 140), (150, 190), (200, 231))
 HELD_OUT_SPEEDS = ((140, 150), (190, 200))
-"""Words per minute, half-open intervals. What the test set speaks at is never trained on."""
+"""The synthesiser's words per minute, half-open intervals: the test set's settings are never trained on (resampled training
+speech may come out as fast)."""
 
 _AUDIBLE = 0.005
 
@@ -65,16 +67,24 @@ def draw_voice(rng: np.random.Generator, language: str, *, held_out: bool) -> Vo
     )
 
 
-def require_espeak() -> str:
-    """The version of espeak-ng.
+def require_espeak() -> None:
+    """Makes sure that espeak-ng can speak with every voice: for one that it lacks it silently takes another.
 
     Raises:
-      SystemExit: it is not installed.
+      UsageError: it is not installed, or lacks voices.
     """
     if shutil.which("espeak-ng") is None:
-        raise SystemExit("error: espeak-ng is not installed; on Debian: apt-get install espeak-ng")
-    said = subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True, check=True).stdout
-    return said.split("Data at")[0].strip()
+        raise UsageError("espeak-ng is not installed; on Debian: apt-get install espeak-ng")
+
+    def listed(kind: str) -> set[str]:
+        done = subprocess.run(["espeak-ng", f"--voices{kind}"], capture_output=True, text=True, check=True)
+        return {word for line in done.stdout.splitlines() for word in line.split()}
+
+    variants = {name.removeprefix("!v/") for name in listed("=variant")}
+    missing = {*TRAINING_VARIANTS, *HELD_OUT_VARIANTS} - variants
+    missing |= {accent for accents in ACCENTS.values() for accent in accents} - listed("")
+    if missing:
+        raise UsageError(f"espeak-ng lacks the voices {', '.join(sorted(missing))}; version 1.51 has them")
 
 
 def speak(text: str, voice: Voice) -> np.ndarray:

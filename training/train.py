@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +17,12 @@ import optax
 import orbax.checkpoint as ocp
 from tqdm import tqdm
 
+from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.files import new_directory, writable_directory, write_text
 from qwen_asr_jax.text.tokenizer import load_tokenizer
 from qwen_asr_jax.typing import Array, Params
 from training import loss as objective
-from training.batches import Batch, draw_batch, seconds_of_step
+from training.batches import Batch, draw_batch
 from training.clips import ClipSource
 from training.corpus import Corpus, make_corpus
 from training.model import CONFIG, export, make_tokenizer
@@ -51,9 +53,6 @@ class Settings:
     weight_decay: float = 0.02
 
 
-_State: TypeAlias = dict[str, Any]  # params, optimizer
-
-
 def train(output: pathlib.Path, settings: Settings, *, save_every: int, watch_every: int) -> pathlib.Path:
     """Trains, or goes on where an interrupted run of the same settings stood.
 
@@ -64,14 +63,15 @@ def train(output: pathlib.Path, settings: Settings, *, save_every: int, watch_ev
       The checkpoint's directory.
 
     Raises:
-      SystemExit: `output` holds a run of other settings.
+      UsageError: `output` holds a run of other settings; see `make_corpus`.
+      OutputError: it cannot be written.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    writable_directory(output)
     _same_settings(output, settings)
     corpus = make_corpus(output / "corpus", settings.corpus_size, settings.seed)
     if not (output / "tokenizer").exists():
-        (output / "tokenizer").mkdir()
-        make_tokenizer(output / "tokenizer", [u.sentence.text for u in corpus.utterances])
+        with new_directory(output / "tokenizer") as partial:
+            make_tokenizer(partial, [u.sentence.text for u in corpus.utterances])
     watch = Watch(output, settings.seed)
     optimizer = _optimizer(settings)
     definitions, params = objective.new_model(CONFIG, settings.seed)
@@ -87,18 +87,19 @@ def train(output: pathlib.Path, settings: Settings, *, save_every: int, watch_ev
         for step, batch in _batches(corpus, output / "tokenizer", settings, first):
             key = jax.random.fold_in(jax.random.key(settings.seed), step)
             state["params"], state["optimizer"], metrics = step_of(state["params"], state["optimizer"], batch, key)
-            log.add(metrics, seconds_of_step(settings.seed, step, settings.steps), float(np.sum(batch.num_frames)) / 100)
+            log.add(metrics, float(np.sum(batch.num_frames)) / 100)
             done = step + 1
             if done % _LOG_EVERY == 0 or done == settings.steps:
                 said = log.write(done)
                 progress.set_postfix_str(f"loss {said['text']:.3f}, right {100 * said['accuracy']:.1f} %", refresh=False)
             progress.update()
-            if done % save_every == 0 or done == settings.steps:
-                manager.save(done, args=ocp.args.StandardSave(state))
+            # Looked at before it is saved: a run that is killed in between looks again.
             if done % watch_every == 0 or done == settings.steps:
                 _export(output, state["params"])
                 log.watched(done, watch.look(output / "model"))
                 plot_log(output / "log.jsonl", output / "training.png")
+            if done % save_every == 0 or done == settings.steps:
+                manager.save(done, args=ocp.args.StandardSave(state))
         progress.close()
     return output / "model"
 
@@ -107,10 +108,8 @@ def _same_settings(output: pathlib.Path, settings: Settings) -> None:
     path = output / "settings.json"
     wanted = dataclasses.asdict(settings)
     if path.exists() and json.loads(path.read_text()) != wanted:
-        raise SystemExit(
-            f"error: {output} holds a run with other settings ({path.read_text().strip()}); choose another --output"
-        )
-    path.write_text(json.dumps(wanted) + "\n")
+        raise UsageError(f"{output} holds a run with other settings ({path.read_text().strip()}); choose another --output")
+    write_text(path, json.dumps(wanted) + "\n")
 
 
 def _abstract(leaf: Any) -> Any:
@@ -172,15 +171,15 @@ class _Log:
         self._path = path
         self._before_s = max((line["elapsed_s"] for line in self._lines), default=0.0)
         self._start = time.perf_counter()
-        self._pending: list[tuple[objective.Metrics, int, float]] = []
+        self._pending: list[tuple[objective.Metrics, float]] = []
 
-    def add(self, metrics: objective.Metrics, seconds: int, audio_s: float) -> None:
-        self._pending.append((metrics, seconds, audio_s))
+    def add(self, metrics: objective.Metrics, audio_s: float) -> None:
+        self._pending.append((metrics, audio_s))
 
     def write(self, step: int) -> dict[str, Any]:
-        metrics = [each for each, _, _ in self._pending]
+        metrics = [each for each, _ in self._pending]
         line: dict[str, Any] = {name: round(float(np.mean([float(m[name]) for m in metrics])), 4) for name in metrics[0]}
-        line["audio_s"] = round(sum(audio_s for _, _, audio_s in self._pending), 1)
+        line["audio_s"] = round(sum(audio_s for _, audio_s in self._pending), 1)
         self._pending = []
         self._append({"step": step, **line})
         return line
@@ -192,4 +191,4 @@ class _Log:
     def _append(self, line: dict[str, Any]) -> None:
         elapsed_s = self._before_s + time.perf_counter() - self._start
         self._lines.append(line | {"elapsed_s": round(elapsed_s, 1)})
-        self._path.write_text("".join(json.dumps(each) + "\n" for each in self._lines))
+        write_text(self._path, "".join(json.dumps(each) + "\n" for each in self._lines))

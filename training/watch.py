@@ -1,4 +1,7 @@
-"""A look at a checkpoint while it is trained: held-out voices, through the engine that users run."""
+"""A look at a checkpoint while it is trained: held-out voices, through the engine that users run.
+
+The voices are those of the test set, the sentences are not. Nothing is chosen by it: the last checkpoint is the result.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from training.clips import NO_SPEECH, Clip, ClipSource
 from training.corpus import make_corpus
 
 _SENTENCES = 400
-_SEED_OFFSET = 1000
+_SEED_OFFSET = 1_000_003  # a prime: no other corpus is likely to have such a seed
 _CLIPS = {"clean": 48, "noisy": 32, "long": 6, "none": 16}
 
 
@@ -27,7 +30,7 @@ class Watch:
             "clean": [source.speech(rng.uniform(2, 10), augment.CLEAN, rng) for _ in range(_CLIPS["clean"])],
             "noisy": [source.speech(rng.uniform(2, 10), augment.NOISY, rng) for _ in range(_CLIPS["noisy"])],
             "long": [source.speech(rng.uniform(20, 30), augment.CLEAN, rng) for _ in range(_CLIPS["long"])],
-            "none": [source.no_speech(8.0, rng) for _ in range(_CLIPS["none"])],
+            "none": [source.no_speech(8.0, rng, noise_bank=augment.TEST_NOISE) for _ in range(_CLIPS["none"])],
         }
 
     def look(self, model_dir: pathlib.Path) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from qwen_asr_jax import runtime
 from qwen_asr_jax.errors import OutputError
-from qwen_asr_jax.files import write_text
+from qwen_asr_jax.files import sha256_of, write_text
 
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _CODE = ("qwen_asr_jax", "scripts", "configs", "pyproject.toml")
@@ -120,7 +120,7 @@ def fingerprint(model_dir: pathlib.Path) -> str:
     if kept is not None and kept.exists():
         return kept.read_text(encoding="ascii")
     with concurrent.futures.ThreadPoolExecutor(runtime.default_threads()) as pool:
-        digests = list(pool.map(_sha256, files))
+        digests = list(pool.map(sha256_of, files))
     result = hashlib.sha256("".join(digests).encode()).hexdigest()
     with contextlib.suppress(OSError, OutputError):  # without a cache it is computed every time
         if kept is not None:
@@ -133,8 +133,3 @@ def _model_files(model_dir: pathlib.Path) -> list[pathlib.Path]:
     """Configs and weights in the order of their names; weights are safetensors files, or an orbax directory's subfolders."""
     weights = sorted(model_dir.glob("*.safetensors")) or sorted(path for path in model_dir.glob("*/**/*") if path.is_file())
     return [path for name in _CONFIGS if (path := model_dir / name).exists()] + weights
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qwen_asr_jax.bench.summary import STATISTICS
-from qwen_asr_jax.errors import OutputError, UsageError
+from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.files import append_lines
 
 SCHEMA = 1
 """Version of the fields below; a change of meaning gets the next number."""
@@ -209,30 +209,3 @@ def append_records(path: pathlib.Path, records: Iterable[Record]) -> None:
       OutputError: the file cannot be written.
     """
     append_lines(path, [record.to_json() for record in records])
-
-
-def append_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """`append_records` for lines of JSON of any kind."""
-    _append(path, "".join(line + "\n" for line in lines).encode("utf-8"))
-
-
-def check_appendable(path: pathlib.Path) -> None:
-    """Finds out before a long measurement whether its result can be kept; creates the file's folder.
-
-    Raises:
-      OutputError: it cannot.
-    """
-    _append(path, b"")
-
-
-def _append(path: pathlib.Path, lines: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+", buffering=0) as f:
-            if lines:
-                end = f.seek(0, os.SEEK_END)
-                f.seek(max(0, end - 1))
-                cut_off = f.read(1) not in (b"", b"\n")
-                f.write(b"\n" * cut_off + lines)
-    except OSError as e:
-        raise OutputError(f"{path}: results cannot be written there ({e.strerror}); choose another file") from None

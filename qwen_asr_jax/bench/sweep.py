@@ -6,9 +6,7 @@ interrupted sweep goes on where it stopped.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import itertools
@@ -24,9 +22,9 @@ import ml_collections
 
 from qwen_asr_jax import processes
 from qwen_asr_jax.bench.environment import cpu_name, environment, fingerprint
-from qwen_asr_jax.bench.record import IGNORED_FLAGS, WORKLOADS, Record, append_records, check_appendable, read_records
+from qwen_asr_jax.bench.record import IGNORED_FLAGS, WORKLOADS, Record, append_records, read_records
 from qwen_asr_jax.errors import OutputError, UsageError
-from qwen_asr_jax.files import scratch_directory
+from qwen_asr_jax.files import scratch_directory, sha256_of
 from qwen_asr_jax.policy import DEFAULT_POLICY
 
 FLAGS: dict[str, Any] = {
@@ -132,29 +130,11 @@ def _content(path: str) -> str:
         return ""
     if os.path.isdir(path):
         return fingerprint(pathlib.Path(path))
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return sha256_of(pathlib.Path(path))
 
 
 def _flag(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-@contextlib.contextmanager
-def alone(path: pathlib.Path, what: str = "sweep") -> Iterator[None]:
-    """Keeps others of its kind, sweeps or `what` it is, off a file of results: two at once would measure each other.
-
-    Raises:
-      UsageError: there is one.
-      OutputError: the file cannot be written.
-    """
-    check_appendable(path)
-    with open(path, "ab") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{path}: another {what} is writing there; wait for it, or choose another --output") from None
-        yield
 
 
 class Sweep:

@@ -89,13 +89,13 @@ def read_manifest(source: pathlib.Path, limit: int = 0) -> list[Clip]:
 
 
 def check_groups(names: Sequence[str], fields: Iterable[Mapping[str, Value]]) -> None:
-    """Refuses what clips cannot be grouped by.
+    """Refuses what clips cannot be grouped by: fields, or several joined by `+`.
 
     Raises:
       UsageError: no clip has a field of that name; those that there are, are listed.
     """
     known = list(dict.fromkeys(name for each in fields for name in each))
-    for name in names:
+    for name in [field for group in names for field in group.split("+")]:
         if name not in (*known, "language"):
             raise UsageError(f"--group_by: no clip has a field {name!r}; there are: {', '.join(known) or 'none'}")
 

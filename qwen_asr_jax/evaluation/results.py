@@ -9,15 +9,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qwen_asr_jax.bench.record import append_lines
 from qwen_asr_jax.errors import AudioError, OutputError, UsageError
 from qwen_asr_jax.evaluation.manifest import Clip, Value
+from qwen_asr_jax.files import append_lines, sha256_of
 
 SCHEMA = 1
 """Version of the fields below; a change of meaning gets the next number."""
@@ -31,8 +30,9 @@ class Run:
       model: the model directory's name.
       fingerprint: sha256 over its configuration and weights.
       policy: dtype policy.
-      settings: what else changes texts, as JSON: `backend`, `implementation` (the kernels that computed), `language` if one
-        was forced, `policy` and `engine` where dtypes or the engine's options are not the preset ones.
+      settings: what else changes texts, as JSON: `tokenizer` (sha256 over its files), `backend`, `implementation` (the kernels
+        that computed), `language` if one was forced, `policy` and `engine` where dtypes or the engine's options are not the
+        preset ones.
     """
 
     model: str
@@ -70,6 +70,8 @@ class Result:
       batch_size: clips that ran together with this one, itself included.
       transcribe_s: seconds of reading it, and its equal part of the seconds of its batch.
       package: version of this package.
+      commit: of its code, `+` behind it where that was changed; None where it is no checkout.
+      machine: processor or GPU that computed.
       date: when it was done.
       error: why there is no transcript.
     """
@@ -93,6 +95,8 @@ class Result:
     package: str
     date: str
     error: str | None = None
+    commit: str | None = None
+    machine: str = ""
     schema: int = SCHEMA
 
     @functools.cached_property
@@ -248,8 +252,7 @@ def file_sha256(path: pathlib.Path, name: str) -> str:
       AudioError: it cannot be read; the message calls it `name`.
     """
     try:
-        with open(path, "rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
+        return sha256_of(path)
     except OSError as e:
         raise AudioError(f"{name}: cannot be read ({e.strerror})") from None
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from qwen_asr_jax.bench.tables import plain_table
+from qwen_asr_jax.evaluation.manifest import Value
 from qwen_asr_jax.evaluation.results import Result, Run
 from qwen_asr_jax.evaluation.score import Score, Scores
 from qwen_asr_jax.evaluation.statistics import LEVEL, RESAMPLES, bootstrap_interval, error_rate
@@ -29,7 +30,7 @@ def report(scores: Scores, group_by: Sequence[str], *, outdated: int = 0) -> str
 
     Args:
       scores: of one or several runs.
-      group_by: fields of the manifest that get rows of their own.
+      group_by: fields of the manifest, or several joined by `+`, whose values get rows of their own.
       outdated: transcripts that were left out, because reference or audio has changed.
     """
     everything = [*(s.result for s in scores.scored), *(r for r, _ in scores.silent), *scores.unscorable, *scores.failed]
@@ -65,9 +66,16 @@ def notes(scores: Scores, labels: Mapping[tuple[str, str, str], Mapping[str, str
             lines.append(f"{name}: {_clips(cut)} cut at the token budget; what is missing there counts as deleted.")
         if empty:
             lines.append(f"{name}: {_clips(len(empty))} left out, whose reference normalises to nothing: {_some(empty)}.")
-    counts = collections.Counter(s.result.run.key for s in scores.scored)
-    if len(set(counts.values())) > 1:
+    held = collections.defaultdict(set)
+    for result in transcribed:
+        held[result.run.key].add(result.id)
+    if len(set(map(frozenset, held.values()))) > 1:
         lines.append("The runs do not hold the same clips: their rates are not to be compared.")
+    for run, name in _names(labels).items():
+        own = [r for r in transcribed if r.run.key == run]
+        for what, values in (("commits", {r.commit for r in own}), ("machines", {r.machine for r in own})):
+            if len(values) > 1:
+                lines.append(f"{name}: transcribed by several {what}: {', '.join(sorted(str(v) for v in values))}.")
     if outdated:
         lines.append(f"{outdated} older transcripts left out: reference or audio of their clips has changed since.")
     return lines
@@ -170,13 +178,19 @@ def _groups(members: Sequence[T], results: Sequence[Result], group_by: Sequence[
         return []
     rows = [(TOTAL, list(members))]
     for field in ("language", *(name for name in group_by if name != "language")):
-        values = [(r.reference_language or None) if field == "language" else r.fields.get(field) for r in results]
+        values = [_value(r, field) for r in results]
         if field == "language" and not any(values):
             continue
         for value in sorted(set(values), key=_order):
             own = [member for member, its in zip(members, values, strict=True) if its == value]
             rows.append((f"{field}: {NOT_SAID if value is None else value}", own))
     return rows
+
+
+def _value(result: Result, group: str) -> Value | None:
+    """What the result has for a group: one field, or several joined by `+`."""
+    values = [(result.reference_language or None) if n == "language" else result.fields.get(n) for n in group.split("+")]
+    return values[0] if len(values) == 1 else " ".join(NOT_SAID if value is None else str(value) for value in values)
 
 
 def _order(value: object) -> tuple[int, float, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,13 @@ import tqdm
 import qwen_asr_jax
 from qwen_asr_jax import kernels
 from qwen_asr_jax.audio.read import Waveform, duration_seconds, read_audio
-from qwen_asr_jax.bench.environment import fingerprint, now
+from qwen_asr_jax.bench.environment import device_name, environment, fingerprint, now
 from qwen_asr_jax.cli import warn
 from qwen_asr_jax.engine.compilations import compilations
 from qwen_asr_jax.errors import CheckpointError, QwenASRError
 from qwen_asr_jax.evaluation.manifest import Clip
 from qwen_asr_jax.evaluation.results import Result, Run, append_result, canonical_json, file_sha256
+from qwen_asr_jax.files import sha256_of
 from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.result import Transcription
 from qwen_asr_jax.pipelines.run_config import EngineOptions
@@ -42,7 +44,11 @@ def run_of(model: QwenASR, language: str | None, engine: EngineOptions) -> Run:
     if model.path is None:
         raise CheckpointError(f"{model.name}: its directory is not known, so its results could not be told from others'")
     policy = model.engine.policy
-    settings: dict[str, Any] = {"backend": jax.default_backend(), "implementation": kernels.describe(policy)}
+    settings: dict[str, Any] = {
+        "backend": jax.default_backend(),
+        "implementation": kernels.describe(policy),
+        "tokenizer": _tokenizer_sha256(model.path),
+    }
     if forced := resolve_language(language, model.engine.config.languages):
         settings["language"] = forced
     if not policy.is_preset:
@@ -50,6 +56,19 @@ def run_of(model: QwenASR, language: str | None, engine: EngineOptions) -> Run:
     if engine != EngineOptions():
         settings["engine"] = dataclasses.asdict(engine)
     return Run(model.name, fingerprint(model.path), policy.name, canonical_json(settings))
+
+
+def _tokenizer_sha256(model_dir: pathlib.Path) -> str:
+    """Over the files that turn ids into text, by content; the fingerprint does not cover them."""
+    names = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+    digests = [sha256_of(model_dir / name) for name in names if (model_dir / name).exists()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+
+
+def _commit() -> str | None:
+    """The code's commit, with a `+` where it was changed."""
+    env = environment(jax.default_backend())
+    return env["commit"] and env["commit"] + "+" * bool(env["dirty"])
 
 
 def describe(model: QwenASR) -> str:
@@ -157,6 +176,8 @@ def _line(clip: Clip, result: Transcription | QwenASRError, run: Run, sha256: st
         policy=run.policy,
         settings=run.options,
         package=qwen_asr_jax.__version__,
+        commit=_commit(),
+        machine=device_name(jax.default_backend()),
         date=now(),
         **said,
     )

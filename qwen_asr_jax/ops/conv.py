@@ -19,7 +19,7 @@ _THIN = 8
 """Up to so many input channels the nine views are put side by side instead, for one product of a useful depth."""
 
 
-def conv_stride2(x: Array, weight: Array, bias: Array, *, accum_dtype: DType) -> Array:
+def conv_stride2(x: Array, weight: Array, bias: Array, *, accum_dtype: DType, implementation: str | None = None) -> Array:
     """3 x 3 convolution with stride 2 and one row of zeros on every side; both axes shrink to `ceil(n / 2)`.
 
     Args:
@@ -27,20 +27,33 @@ def conv_stride2(x: Array, weight: Array, bias: Array, *, accum_dtype: DType) ->
       weight: `[3 (time), 3 (freq), c_in, c_out]`, of that dtype or a narrower one.
       bias: `[c_out]` in `accum_dtype`.
       accum_dtype: dtype of the sums and of the result.
+      implementation: `views`, the nine products; `convolution`, XLA's own; or None for the better one here.
 
     Returns:
       `[n, ceil(time / 2), ceil(freq / 2), c_out]` in `accum_dtype`.
+
+    Raises:
+      NotImplementedError: there is no implementation of that name.
     """
-    if x.dtype == jnp.float32 and jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12):
-        out = lax.conv_general_dilated(
-            x,
-            weight.astype(x.dtype),
-            window_strides=(2, 2),
-            padding=((1, 1), (1, 1)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return out.astype(accum_dtype) + bias
-    return _by_views(x, weight, bias, accum_dtype)
+    if implementation is None:
+        fast = x.dtype == jnp.float32 and jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12)
+        implementation = "convolution" if fast else "views"
+    if implementation not in _IMPLEMENTATIONS:
+        names = ", ".join(_IMPLEMENTATIONS)
+        raise NotImplementedError(f"conv_stride2: no implementation {implementation!r}; there are {names}")
+    return _IMPLEMENTATIONS[implementation](x, weight.astype(x.dtype), bias, accum_dtype)
+
+
+def _by_convolution(x: Array, weight: Array, bias: Array, accum_dtype: DType) -> Array:
+    return bias + lax.conv_general_dilated(
+        x,
+        weight,
+        window_strides=(2, 2),
+        padding=((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision_of(x),
+        preferred_element_type=accum_dtype,
+    )
 
 
 def _by_views(x: Array, weight: Array, bias: Array, accum_dtype: DType) -> Array:
@@ -52,7 +65,7 @@ def _by_views(x: Array, weight: Array, bias: Array, accum_dtype: DType) -> Array
         for i in range(3)
         for j in range(3)
     ]
-    matrices = weight.astype(x.dtype).reshape(9, channels, -1)
+    matrices = weight.reshape(9, channels, -1)
     if channels <= _THIN:
         views, matrices = [jnp.concatenate(views, axis=-1)], matrices.reshape(1, 9 * channels, -1)
     out = bias
@@ -65,3 +78,6 @@ def _by_views(x: Array, weight: Array, bias: Array, accum_dtype: DType) -> Array
             preferred_element_type=accum_dtype,
         )
     return out
+
+
+_IMPLEMENTATIONS = {"views": _by_views, "convolution": _by_convolution}

@@ -56,7 +56,7 @@ def test_an_orbax_directory_has_one_too(tiny_original, tmp_path):
 
 def test_the_fingerprint_is_kept_for_unchanged_files(tiny_original, tmp_path, monkeypatch):
     first = fingerprint(tiny_original)
-    monkeypatch.setattr("qwen_asr_jax.bench.environment._sha256", lambda path: pytest.fail(f"{path} was read again"))
+    monkeypatch.setattr("qwen_asr_jax.bench.environment.sha256_of", lambda path: pytest.fail(f"{path} was read again"))
     assert fingerprint(tiny_original) == first
 
 

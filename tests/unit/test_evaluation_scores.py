@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 
@@ -148,6 +149,21 @@ def test_runs_have_rows_and_what_tells_them_apart():
     assert [row["language right %"] for row in found] == ["100.0", "100.0", "100.0", "-"]
     assert "not to be compared" not in text
     assert "not to be compared" in report(score(*everything, result("x", "y")), [])
+    other = [dataclasses.replace(each, policy="int8", id=f"other {each.id}") for each in everything[:1]]
+    assert "not to be compared" in report(score(everything[0], *other), [])
+
+
+def test_code_that_changed_in_the_middle_is_said():
+    everything = [result("one two three", commit="a"), result("x", "y", id="y", commit="b+")]
+    assert "m, bf16: transcribed by several commits: a, b+." in report(score(*everything), [])
+    assert "several" not in report(score(*everything[:1]), [])
+
+
+def test_groups_of_several_fields():
+    fields = [{"set": "clean", "voice": "m3"}, {"set": "noisy", "voice": "m3"}, {"set": "noisy"}]
+    everything = [result("one two three", id=str(i), fields=each) for i, each in enumerate(fields)]
+    names = [row["group"] for row in rows(report(score(*everything), ["set+voice"]), "Word error rate")]
+    assert names[2:] == ["set+voice: clean m3", "set+voice: noisy m3", "set+voice: noisy not said"]
 
 
 def test_characters_have_a_table_of_their_own():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shutil
 
 import pytest
 import soundfile
@@ -13,6 +14,7 @@ from qwen_asr_jax.errors import CheckpointError, UsageError
 from qwen_asr_jax.evaluation.manifest import Clip
 from qwen_asr_jax.evaluation.results import read_results
 from qwen_asr_jax.evaluation.transcribe import run_of, transcribe_clips
+from qwen_asr_jax.pipelines.load import load_model
 from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.run_config import EngineOptions
 from tests.audio_samples import RATE, synthetic
@@ -84,7 +86,7 @@ def test_a_clip_has_an_equal_part_of_its_batch(model, clips, tmp_path, monkeypat
 def test_what_names_a_run(model, tiny_original):
     run = run_of(model, None, EngineOptions())
     assert (run.model, run.policy, run.fingerprint) == (tiny_original.name, "fp32", fingerprint(tiny_original))
-    assert run.options.keys() == {"backend", "implementation"}
+    assert run.options.keys() == {"backend", "implementation", "tokenizer"}
     german = run_of(model, "de", EngineOptions(decode_chunk=4))
     assert german.options["language"] == "German"
     assert german.options["engine"]["decode_chunk"] == 4
@@ -93,6 +95,14 @@ def test_what_names_a_run(model, tiny_original):
         run_of(model, "Klingon", EngineOptions())
     with pytest.raises(CheckpointError, match="its directory is not known"):
         run_of(QwenASR(model.engine, model.tokenizer, "made", 0.0), None, EngineOptions())
+
+
+def test_another_vocabulary_is_another_run(model, tiny_original, tmp_path):
+    copy = shutil.copytree(tiny_original, tmp_path / tiny_original.name)
+    own = run_of(model, None, EngineOptions())
+    assert run_of(load_model(copy, "fp32"), None, EngineOptions()).key == own.key
+    (copy / "merges.txt").write_text((copy / "merges.txt").read_text() + "\n")
+    assert run_of(load_model(copy, "fp32"), None, EngineOptions()).key != own.key
 
 
 def test_a_forced_language_is_what_the_model_is_asked_for(model, clips, tmp_path):

@@ -43,19 +43,24 @@ def test_linear(dtype, rows, features, width):
     np.testing.assert_allclose(out, exact(x) @ exact(weight).T + bias, rtol=1e-5, atol=2e-5 * np.sqrt(width))
 
 
+@pytest.mark.parametrize("implementation", [None, "views", "convolution"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("time, freq, c_in, c_out", [(100, 16, 1, 5), (7, 9, 12, 3), (1, 1, 2, 4), (8, 6, 9, 2)])
-def test_convolution_is_xlas(dtype, time, freq, c_in, c_out):
+def test_convolution(dtype, time, freq, c_in, c_out, implementation):
     x, weight, bias = normal((2, time, freq, c_in), dtype), normal((3, 3, c_in, c_out), dtype, 1), normal((c_out,), seed=2)
-    expected = bias + jax.lax.conv_general_dilated(
-        *(jnp.asarray(a, jnp.float32) for a in (x, weight)),
-        window_strides=(2, 2),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    out = jax.jit(lambda *a: conv_stride2(*a, accum_dtype=F32))(x, weight, bias)
+    padded = np.pad(exact(x), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    expected = np.einsum("ntfcij,ijcd->ntfd", windows, exact(weight)) + bias
+    out = jax.jit(lambda *a: conv_stride2(*a, accum_dtype=F32, implementation=implementation))(x, weight, bias)
+    assert out.dtype == F32
     assert out.shape == (2, -(-time // 2), -(-freq // 2), c_out)
     np.testing.assert_allclose(out, expected, atol=3e-5)
+
+
+def test_an_unknown_convolution_names_those_that_there_are():
+    x, weight, bias = normal((1, 4, 4, 1)), normal((3, 3, 1, 2)), normal((2,))
+    with pytest.raises(NotImplementedError, match="there are views, convolution"):
+        conv_stride2(x, weight, bias, accum_dtype=F32, implementation="cudnn")
 
 
 @pytest.mark.parametrize("stored", DTYPES[1:], ids=str)

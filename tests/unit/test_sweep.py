@@ -14,8 +14,9 @@ import time
 import pytest
 
 from qwen_asr_jax.bench.record import parse, read_records
-from qwen_asr_jax.bench.sweep import FLAGS, Point, Sweep, _content, alone, grid, points_of, sweep_config, without_folders
+from qwen_asr_jax.bench.sweep import FLAGS, Point, Sweep, _content, grid, points_of, sweep_config, without_folders
 from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.files import alone
 from tests.bench_records import record
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -150,9 +151,9 @@ def test_another_file_of_the_same_name_is_another_point(tmp_path, tiny_original)
 
 def test_one_sweep_per_file(tmp_path):
     path = tmp_path / "runs.jsonl"
-    with alone(path), pytest.raises(UsageError, match="another sweep is writing there"), alone(path):
+    with alone(path, "sweep"), pytest.raises(UsageError, match="another sweep is writing there"), alone(path, "sweep"):
         pass
-    with alone(path):
+    with alone(path, "sweep"):
         assert path.exists()
 
 

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+from qwen_asr_jax.errors import UsageError
 from training import augment, corpus, synthesis
 from training.augment import CLEAN, NOISY, TRAINING
 from training.batches import LETTERS
@@ -104,7 +105,7 @@ def test_espeak_speaks():
 
 def test_without_espeak_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setattr(synthesis.shutil, "which", lambda name: None)
-    with pytest.raises(SystemExit, match="apt-get install espeak-ng"):
+    with pytest.raises(UsageError, match="apt-get install espeak-ng"):
         synthesis.require_espeak()
 
 
@@ -116,7 +117,7 @@ def test_a_corpus_is_the_same_every_time_and_kept(spoken, tmp_path):
     np.testing.assert_allclose(
         spoken.audio(7), corpus.speak(spoken.utterances[7].sentence.spoken, spoken.utterances[7].voice), atol=1e-4
     )
-    with pytest.raises(SystemExit, match="another corpus"):
+    with pytest.raises(UsageError, match="another corpus"):
         make_corpus(tmp_path / "corpus", 200, seed=4)
 
 
