@@ -38,11 +38,13 @@ def write_checkpoint(
       model: geometry and layout; its ids come from the tokenizer.
       tensor: gives each tensor's values, in its stored shape, bfloat16.
       tokenizer_dir: where to copy `vocab.json` and `merges.txt` from; None makes a small vocabulary.
+      max_shard_bytes: size from which on the weights are split into several files.
 
     Returns:
       The configuration as written.
 
     Raises:
+      CheckpointError: `tokenizer_dir` lacks a file.
       UsageError: the vocabulary has no room for the tokenizer.
       OutputError: `out_dir` is taken or cannot be written.
     """
@@ -54,7 +56,7 @@ def write_checkpoint(
             single_file=model.layout == "native",
         )
         if tokenizer.size > model.text.vocab_size:
-            raise UsageError(f"the tokenizer has {tokenizer.size} entries, the preset only {model.text.vocab_size} rows")
+            raise UsageError(f"the tokenizer has {tokenizer.size} entries, the model only {model.text.vocab_size} rows")
         config = dataclasses.replace(
             model,
             audio_token_id=tokenizer.special.audio_pad,

@@ -16,7 +16,7 @@ def oracle(tmp_path_factory):
     return Oracle(write_native_copy(demo.MODEL_DIR, tmp_path_factory.mktemp("demo") / "native"))
 
 
-@pytest.mark.parametrize("name", demo.clips())
+@pytest.mark.parametrize("name", ["short", "english", "german", "long", "silence"])
 def test_the_reference_says_the_same(oracle, name):
     model = load_model(demo.MODEL_DIR, "fp32")
     clip = demo.clips()[name]

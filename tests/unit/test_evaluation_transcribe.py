@@ -101,7 +101,7 @@ def test_another_vocabulary_is_another_run(model, tiny_original, tmp_path):
     copy = shutil.copytree(tiny_original, tmp_path / tiny_original.name)
     own = run_of(model, None, EngineOptions())
     assert run_of(load_model(copy, "fp32"), None, EngineOptions()).key == own.key
-    (copy / "merges.txt").write_text((copy / "merges.txt").read_text() + "\n")
+    (copy / "vocab.json").write_text((copy / "vocab.json").read_text() + "\n")
     assert run_of(load_model(copy, "fp32"), None, EngineOptions()).key != own.key
 
 
