@@ -8,11 +8,12 @@ from qwen_asr_jax import demo
 from qwen_asr_jax.audio.read import read_audio
 from qwen_asr_jax.pipelines.load import load_model
 from tests.parity.native_copy import write_native_copy
-from tests.parity.oracle import Oracle
 
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
+    from tests.parity.oracle import Oracle
+
     return Oracle(write_native_copy(demo.MODEL_DIR, tmp_path_factory.mktemp("demo") / "native"))
 
 
