@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from qwen_asr_jax.errors import OutputError, UsageError
+from qwen_asr_jax.errors import OutputError
 
 _partial: set[pathlib.Path] = set()
 
@@ -113,54 +112,6 @@ def remove_partial() -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def append_lines(path: pathlib.Path, lines: Iterable[str]) -> None:
-    """Appends one line each, all in one write; behind a line that was cut off, on lines of their own.
-
-    Raises:
-      OutputError: the file cannot be written.
-    """
-    _append(path, "".join(line + "\n" for line in lines).encode("utf-8"))
-
-
-def check_appendable(path: pathlib.Path) -> None:
-    """Finds out before a long measurement whether its result can be kept; creates the file's folder.
-
-    Raises:
-      OutputError: it cannot.
-    """
-    _append(path, b"")
-
-
-def _append(path: pathlib.Path, lines: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+", buffering=0) as f:
-            if lines:
-                end = f.seek(0, os.SEEK_END)
-                f.seek(max(0, end - 1))
-                cut_off = f.read(1) not in (b"", b"\n")
-                f.write(b"\n" * cut_off + lines)
-    except OSError as e:
-        raise OutputError(f"{path}: results cannot be written there ({e.strerror}); choose another file") from None
-
-
-@contextlib.contextmanager
-def alone(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Keeps others of its kind, `what` it is, off a file of results: two at once would measure each other.
-
-    Raises:
-      UsageError: there is one.
-      OutputError: the file cannot be written.
-    """
-    check_appendable(path)
-    with open(path, "ab") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{path}: another {what} is writing there; wait for it, or choose another --output") from None
-        yield
 
 
 def sha256_of(path: pathlib.Path) -> str:

@@ -67,7 +67,8 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError(f"unexpected argument {argv[0]!r}; audio files are given with --audio=FILE[,FILE...]")
 
     from qwen_asr_jax.bench.record import append_records
-    from qwen_asr_jax.files import check_appendable, writable_directory
+    from qwen_asr_jax.files import writable_directory
+    from qwen_asr_jax.json_lines import check_appendable
 
     check_flags()
     output = pathlib.Path(FLAGS.output_json).expanduser() if FLAGS.output_json else None

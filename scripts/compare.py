@@ -26,7 +26,7 @@ from qwen_asr_jax.bench.commands import Command
 from qwen_asr_jax.bench.compare import Compared
 from qwen_asr_jax.bench.record import read_records
 from qwen_asr_jax.errors import UsageError
-from qwen_asr_jax.files import append_lines, check_appendable
+from qwen_asr_jax.json_lines import append_lines, check_appendable
 
 flags.DEFINE_integer("pairs", 10, "Runs of each command that count.", lower_bound=1)
 flags.DEFINE_integer("warmup", 1, "Runs of each command before, that do not count.", lower_bound=0)

@@ -103,7 +103,7 @@ def report_only(path: pathlib.Path, clips: Sequence[Clip] | None) -> Selection:
 def transcribe(clips: Sequence[Clip]) -> tuple[Selection, int]:
     """Transcribes the clips that are not in the file of results yet; returns what counts there, and the exit status."""
     from qwen_asr_jax.evaluation.results import default_output, open_results, read_results, reusable, select
-    from qwen_asr_jax.files import alone
+    from qwen_asr_jax.json_lines import alone
 
     output = pathlib.Path(FLAGS.output).expanduser() if FLAGS.output else default_output(pathlib.Path(FLAGS.manifest))
     with alone(output, "evaluation"):

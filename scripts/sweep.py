@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         raise UsageError("usage: sweep.py --config=configs/sweep_policies.py [--config.base.model_dir=DIR] [--output=runs/]")
 
     from qwen_asr_jax.bench.sweep import Sweep, points_of
-    from qwen_asr_jax.files import alone
+    from qwen_asr_jax.json_lines import alone
 
     name = FLAGS.name or pathlib.Path(config_flags.get_config_filename(FLAGS["config"]).partition(":")[0]).stem
     path = pathlib.Path(FLAGS.output).expanduser() / f"{name}.jsonl"

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qwen_asr_jax.bench.summary import STATISTICS
-from qwen_asr_jax.errors import UsageError
-from qwen_asr_jax.files import append_lines
+from qwen_asr_jax.json_lines import append_lines, parse_object, read_lines
 
 SCHEMA = 1
 """Version of the fields below; a change of meaning gets the next number."""
@@ -144,20 +143,11 @@ def parse(line: str) -> Record:
     Raises:
       ValueError: it is not a record of this schema; the message says in what.
     """
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from None
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
+    values = parse_object(line, SCHEMA, _REQUIRED)
     try:
         json.dumps(values, allow_nan=False)
     except ValueError:
         raise ValueError("a number in it is none, or infinite") from None
-    if values.get("schema") != SCHEMA:
-        raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
-    if missing := [name for name in _REQUIRED if name not in values]:
-        raise ValueError(f"without {', '.join(missing)}")
     if unknown := sorted(set(values) - set(_FIELDS)):
         raise ValueError(f"unknown field {', '.join(unknown)}")
     if values["workload"] not in WORKLOADS:
@@ -185,21 +175,7 @@ def read_records(paths: Iterable[pathlib.Path]) -> tuple[list[Record], list[str]
     Raises:
       UsageError: a file cannot be read.
     """
-    records: list[Record] = []
-    problems: list[str] = []
-    for path in paths:
-        try:
-            data = path.read_bytes()
-        except OSError as e:
-            raise UsageError(f"{path}: cannot be read ({e.strerror})") from None
-        for number, line in enumerate(data.split(b"\n"), 1):
-            if not line.strip():
-                continue
-            try:
-                records.append(parse(line.decode("utf-8")))
-            except ValueError as e:  # UnicodeDecodeError is one
-                problems.append(f"{path}:{number}: skipped, {e}")
-    return records, problems
+    return read_lines(paths, parse)
 
 
 def append_records(path: pathlib.Path, records: Iterable[Record]) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from qwen_asr_jax.errors import AudioError, OutputError, UsageError
 from qwen_asr_jax.evaluation.manifest import Clip, Value
-from qwen_asr_jax.files import append_lines, sha256_of
+from qwen_asr_jax.files import sha256_of
+from qwen_asr_jax.json_lines import append_lines, parse_object, read_lines
 
 SCHEMA = 1
 """Version of the fields below; a change of meaning gets the next number."""
@@ -145,16 +146,7 @@ def parse(line: str) -> Result:
     Raises:
       ValueError: it is none of this schema; the message says in what.
     """
-    try:
-        values = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"not JSON ({e.msg} at column {e.colno})") from None
-    if not isinstance(values, dict):
-        raise ValueError("not a JSON object")
-    if values.get("schema") != SCHEMA:
-        raise ValueError(f"schema {values.get('schema')!r}, this version reads {SCHEMA}")
-    if missing := [name for name in _REQUIRED if name not in values]:
-        raise ValueError(f"without {', '.join(missing)}")
+    values = parse_object(line, SCHEMA, _REQUIRED)
     for names, kinds, kind in (
         (_STRINGS, str, "string"),
         (_MAYBE_STRINGS, str | None, "string"),
@@ -174,19 +166,7 @@ def read_results(path: pathlib.Path) -> tuple[list[Result], list[str]]:
     Raises:
       UsageError: the file cannot be read.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise UsageError(f"{path}: cannot be read ({e.strerror})") from None
-    results: list[Result] = []
-    problems: list[str] = []
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            try:
-                results.append(parse(line.decode("utf-8")))
-            except ValueError as e:  # UnicodeDecodeError is one
-                problems.append(f"{path}:{number}: skipped, {e}")
-    return results, problems
+    return read_lines([path], parse)
 
 
 def default_output(manifest: pathlib.Path) -> pathlib.Path:

@@ -12,7 +12,7 @@ import pytest
 from qwen_asr_jax.bench.record import SCHEMA, Record, append_records, parse, read_records
 from qwen_asr_jax.bench.summary import STATISTICS, summarize
 from qwen_asr_jax.errors import OutputError, UsageError
-from qwen_asr_jax.files import check_appendable
+from qwen_asr_jax.json_lines import check_appendable
 from tests.bench_records import record
 
 

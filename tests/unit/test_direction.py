@@ -13,7 +13,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "qwen_asr_jax"
 
 LAYERS = [
     {"errors"},
-    {"typing", "config", "policy", "files", "processes", "runtime", "demo"},
+    {"typing", "config", "policy", "files", "json_lines", "processes", "runtime", "demo"},
     {"audio", "text"},
     {"ops", "kernels"},
     {"nn"},

@@ -16,7 +16,7 @@ import pytest
 from qwen_asr_jax.bench.record import parse, read_records
 from qwen_asr_jax.bench.sweep import FLAGS, Point, Sweep, _content, grid, points_of, sweep_config, without_folders
 from qwen_asr_jax.errors import UsageError
-from qwen_asr_jax.files import alone
+from qwen_asr_jax.json_lines import alone
 from tests.bench_records import record
 
 ROOT = pathlib.Path(__file__).parents[2]
