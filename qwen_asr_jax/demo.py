@@ -6,7 +6,9 @@ A small model of the real architecture, trained on synthetic speech; `assets/dem
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import sys
 
 _ASSETS = pathlib.Path(__file__).parent / "assets"
 
@@ -14,8 +16,10 @@ MODEL_DIR = _ASSETS / "demo_model"
 """An ordinary checkpoint in the original layout."""
 
 NOTICE = (
-    "no --model_dir: this is the bundled demonstration model, which knows some 500 words of English and German; for all of"
-    " speech: hf download Qwen/Qwen3-ASR-0.6B --local-dir Qwen3-ASR-0.6B, then --model_dir=Qwen3-ASR-0.6B"
+    "no --model_dir: this is the bundled demonstration model, which knows some 500 words of English and German, learnt from a"
+    " speech synthesiser, and writes some of these for anything else it hears, recordings of people included; for all of"
+    f" speech: {os.path.join(os.path.dirname(sys.executable), 'hf')} download Qwen/Qwen3-ASR-0.6B --local-dir"
+    " Qwen3-ASR-0.6B, then --model_dir=Qwen3-ASR-0.6B"
 )
 """What scripts say when they use it unasked."""
 

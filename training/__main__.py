@@ -19,7 +19,7 @@ from qwen_asr_jax.errors import UsageError
 
 flags.DEFINE_string("output", "demo_training", "Where everything is written: corpus, states, log, plot, model.")
 flags.DEFINE_integer("steps", 12000, "Batches to train on.", lower_bound=1)
-flags.DEFINE_integer("seed", 0, "Of parameters, corpus and batches.", lower_bound=0)
+flags.DEFINE_integer("seed", 0, "Seed of parameters, corpus and batches.", lower_bound=0)
 flags.DEFINE_integer("corpus_size", 40000, "Sentences to speak.", lower_bound=100)
 flags.DEFINE_float("learning_rate", 1.5e-3, "The highest learning rate.", lower_bound=0.0)
 flags.DEFINE_integer("save_every", 500, "Steps between saved states.", lower_bound=1)

@@ -26,9 +26,9 @@ from training.corpus import Corpus, make_corpus, sentence_of
 from training.sentences import Sentence
 
 flags.DEFINE_string("output", "demo_test_set", "Directory to make.")
-flags.DEFINE_integer("seed", 2000, "Not the training's.", lower_bound=0)
-flags.DEFINE_integer("training_seed", 0, "Of the training whose sentences are not to be used.", lower_bound=0)
-flags.DEFINE_integer("training_corpus_size", 40000, "Of that training.", lower_bound=0)
+flags.DEFINE_integer("seed", 2000, "Seed of the test set; must differ from the training's.", lower_bound=0)
+flags.DEFINE_integer("training_seed", 0, "Seed of the training corpus whose sentences are left out.", lower_bound=0)
+flags.DEFINE_integer("training_corpus_size", 40000, "Sentences in that training corpus.", lower_bound=0)
 flags.DEFINE_integer("corpus_size", 6000, "Sentences to speak and choose from.", lower_bound=100)
 FLAGS = flags.FLAGS
 

@@ -28,11 +28,13 @@ def bench_model_dir(name: str | None) -> tuple[pathlib.Path, str | None]:
 
     Raises:
       CheckpointError: there is no such model.
-      UsageError: there is no such preset.
+      UsageError: there is no such preset, or the name is empty.
       OutputError: a random checkpoint cannot be written.
     """
     if name is None:
         return demo.MODEL_DIR, demo.NOTICE
+    if not name:
+        raise UsageError("--model_dir is empty; leave it out for the bundled demonstration model")
     if not name.startswith(RANDOM_PREFIX):
         return find_model(name), None
     preset = name.removeprefix(RANDOM_PREFIX)

@@ -139,7 +139,8 @@ def _figures(scores: Sequence[Score]) -> list[str]:
     scores = sorted(scores, key=lambda score: score.result.id)  # the order of the file must not move the interval
     errors = np.array([score.errors for score in scores], np.int64)
     units = np.array([score.units for score in scores], np.int64)
-    interval = bootstrap_interval(errors, units)
+    # Where all clips are right, or all wrong, drawing again says nothing about others.
+    interval = bootstrap_interval(errors, units) if len({*(errors / units)}) > 1 else None
     return [
         str(len(scores)),
         str(units.sum()),

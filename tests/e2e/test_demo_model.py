@@ -127,6 +127,7 @@ def test_scripts_without_a_model_use_it_and_say_so():
     out, err = run("transcribe", CLIPS["english"].path)
     assert out.decode() == CLIPS["english"].text + "\n"
     assert err == f"transcribe.py: {demo.NOTICE}\n"
+    assert "hf download Qwen/Qwen3-ASR-0.6B" in err
 
 
 def test_two_runs_give_the_same_bytes():

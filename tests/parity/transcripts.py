@@ -20,7 +20,6 @@ from qwen_asr_jax import demo
 from qwen_asr_jax.audio.read import read_audio
 from qwen_asr_jax.pipelines.load import load_model
 from tests.parity.native_copy import write_native_copy
-from tests.parity.oracle import Oracle
 
 flags.DEFINE_string("manifest", None, "JSON lines with `audio` and `text`.", required=True)
 flags.DEFINE_string("model_dir", str(demo.MODEL_DIR), "Checkpoint in the original layout.")
@@ -30,6 +29,10 @@ FLAGS = flags.FLAGS
 def main(argv: Sequence[str]) -> None:
     """Compares clip by clip."""
     del argv
+    try:
+        from tests.parity.oracle import Oracle
+    except ImportError as e:
+        sys.exit(f'error: {e}; the reference needs: pip install -e ".[reference]"')
     manifest = pathlib.Path(FLAGS.manifest)
     lines = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
     model = load_model(FLAGS.model_dir, "fp32")

@@ -122,6 +122,8 @@ def test_models_for_the_bench(tiny_original):
     path, notice = inputs.bench_model_dir("random:tiny")
     assert (path / "config.json").exists()
     assert "random weights" in notice
+    with pytest.raises(UsageError, match="--model_dir is empty"):
+        inputs.bench_model_dir("")
     for name in ("random:huge", "random:aligner-0.6b"):
         with pytest.raises(UsageError, match=r"random:0\.6b, random:1\.7b, or a directory"):
             inputs.bench_model_dir(name)

@@ -159,6 +159,12 @@ def test_code_that_changed_in_the_middle_is_said():
     assert "several" not in report(score(*everything[:1]), [])
 
 
+def test_equal_clips_have_no_interval():
+    alike = [result("one two three", id="a"), result("one two three", id="b")]
+    assert rows(report(score(*alike), []), "Word error rate")[0]["95 %"] == "-"
+    assert rows(report(score(*alike, result("one", id="c")), []), "Word error rate")[0]["95 %"] != "-"
+
+
 def test_groups_of_several_fields():
     fields = [{"set": "clean", "voice": "m3"}, {"set": "noisy", "voice": "m3"}, {"set": "noisy"}]
     everything = [result("one two three", id=str(i), fields=each) for i, each in enumerate(fields)]
