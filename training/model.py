@@ -90,7 +90,6 @@ def export(out_dir: pathlib.Path, params: Params, tokenizer_dir: pathlib.Path) -
         leaf = params
         for key in entry.path:
             leaf = leaf[key]
-        values = np.asarray(leaf).astype(ml_dtypes.bfloat16)
-        return values.T if values.ndim == 4 else values
+        return entry.to_stored(np.asarray(leaf).astype(ml_dtypes.bfloat16))
 
     return write_checkpoint(out_dir, CONFIG, tensor, tokenizer_dir=tokenizer_dir)

@@ -68,6 +68,10 @@ class Entry:
         """The stored tensor in the parameter's axis order (a view)."""
         return tensor.T if tensor.ndim == 4 else tensor
 
+    def to_stored(self, parameter: np.ndarray) -> np.ndarray:
+        """The parameter in the stored axis order (a view): the inverse of `to_parameter`, which is its own."""
+        return self.to_parameter(parameter)
+
 
 def tensor_name(path: tuple[str | int, ...], config: ModelConfig, layout: Layout) -> str:
     """The checkpoint's name for the parameter at `path`.

@@ -65,10 +65,11 @@ def _tokenizer_sha256(model_dir: pathlib.Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
-def _commit() -> str | None:
-    """The code's commit, with a `+` where it was changed."""
-    env = environment(jax.default_backend())
-    return env["commit"] and env["commit"] + "+" * bool(env["dirty"])
+def _provenance() -> dict[str, Any]:
+    """What the results of this process have in common: the code's commit, with a `+` where it was changed, and the machine."""
+    backend = jax.default_backend()
+    env = environment(backend)
+    return {"commit": env["commit"] and env["commit"] + "+" * bool(env["dirty"]), "machine": device_name(backend)}
 
 
 def describe(model: QwenASR) -> str:
@@ -113,12 +114,12 @@ def transcribe_clips(model: QwenASR, run: Run, clips: Sequence[Clip], output: pa
     seconds = {clip.id: clip.duration_s or duration_seconds(clip.path) or 0.0 for clip in clips}
     if batch_size > 1:
         clips = sorted(clips, key=lambda clip: seconds[clip.id])
-    done = Done({}, [])
+    done, where = Done({}, []), _provenance()
     inputs = [functools.partial(_read, clip, done.audio) for clip in clips]
     with _progress(sum(seconds.values())) as bar:
         results = model.transcribe_iter(inputs, language=run.options.get("language"), batch_size=batch_size)
         for i, (clip, result) in enumerate(zip(clips, results, strict=True), 1):
-            append_result(output, _line(clip, result, run, done.audio.get(clip.id)))
+            append_result(output, _line(clip, result, run, done.audio.get(clip.id), where))
             problems = (
                 [str(result)] if isinstance(result, QwenASRError) else [f"warning: {line}" for line in result.warnings]
             )
@@ -148,7 +149,9 @@ def _read(clip: Clip, audio: dict[str, str]) -> Waveform:
     return read_audio(clip.path, name=clip.audio)
 
 
-def _line(clip: Clip, result: Transcription | QwenASRError, run: Run, sha256: str | None) -> Result:
+def _line(
+    clip: Clip, result: Transcription | QwenASRError, run: Run, sha256: str | None, where: Mapping[str, Any]
+) -> Result:
     said: Mapping[str, Any]
     if isinstance(result, Transcription):
         t = result.timings
@@ -176,8 +179,7 @@ def _line(clip: Clip, result: Transcription | QwenASRError, run: Run, sha256: st
         policy=run.policy,
         settings=run.options,
         package=qwen_asr_jax.__version__,
-        commit=_commit(),
-        machine=device_name(jax.default_backend()),
         date=now(),
+        **where,
         **said,
     )
