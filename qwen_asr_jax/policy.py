@@ -1,4 +1,4 @@
-"""Policies: which number format each kind of array has, and which kernels compute with them.
+"""Policies: which number format each kind of array has, how matrices are held, and which kernels compute with them.
 
 Every dtype in the package comes from here.
 
@@ -13,6 +13,8 @@ Every dtype in the package comes from here.
 | `layer_dtype`    | matrices of all linear layers, of encoder and decoder: `param_dtype`, or int8              |
 | `head_dtype`     | embedding table and head: `param_dtype`, or int8                                           |
 | `implementation` | no dtype: which kernels compute, `auto`, `xla` or `cpu`; see `qwen_asr_jax.kernels.choose` |
+| `projections`    | no dtype: whether the matrices that multiply one input (q, k and v; gate and up) are held  |
+|                  | `separate`, as in the files, or `fused` into one; `auto` is fused on GPUs                  |
 
 int8 matrices have one scale per output row (`qwen_asr_jax.ops.quantize`), and are multiplied in the compute dtype, which holds
 all of int8 exactly.
@@ -38,6 +40,7 @@ _DTYPES = {
     "int8": np.dtype(np.int8),
 }
 _FLOATS = ("float32", "float16", "bfloat16")
+_PROJECTIONS = ("auto", "separate", "fused")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Policy:
       UsageError: a name is unknown; `layer_dtype` or `head_dtype` is neither that of the other weights nor int8; `accum_dtype`
         or `logits_dtype` is not float32 (half-precision sums are not supported: 28 layers of them give wrong tokens); or
         weights would have to be converted to a narrower or another half-precision dtype for every product (`compute_dtype`
-        must be that of the weights, or float32). The kernels' name is looked at where they are chosen.
+        must be that of the weights, or float32); or `projections` is unknown. The kernels' name is looked at where they are
+        chosen.
     """
 
     name: str
@@ -60,8 +64,11 @@ class Policy:
     layer_dtype: str
     head_dtype: str
     implementation: str = "auto"
+    projections: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.projections not in _PROJECTIONS:
+            raise UsageError(f"policy {self.name}: projections={self.projections!r} is not one of {', '.join(_PROJECTIONS)}")
         for field in ("param_dtype", "compute_dtype", "accum_dtype", "cache_dtype", "logits_dtype"):
             value = getattr(self, field)
             if value not in _FLOATS:
@@ -117,15 +124,20 @@ class Policy:
         return _DTYPES[self.logits_dtype]
 
     @property
+    def fused(self) -> bool:
+        """Whether matrices that multiply one input are held as one; `auto` that has not been resolved is not."""
+        return self.projections == "fused"
+
+    @property
     def is_preset(self) -> bool:
-        """Whether the dtypes are those of the preset of this name, whatever the kernels."""
+        """Whether the dtypes are those of the preset of this name, whatever computes."""
         preset = PRESETS.get(self.name)
-        return preset is not None and dataclasses.replace(self, implementation=preset.implementation) == preset
+        return preset is not None and preset.dtypes() == self.dtypes()
 
     def dtypes(self) -> dict[str, str]:
-        """Name and dtypes by field: all but the kernels."""
+        """Name and dtypes by field: all but what computes."""
         values = dataclasses.asdict(self)
-        del values["implementation"]
+        del values["implementation"], values["projections"]
         return values
 
 

@@ -11,6 +11,7 @@ import ctypes
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Literal
 
 from qwen_asr_jax.errors import BackendError, UsageError
@@ -79,6 +80,35 @@ def _started() -> bool:
     from jax._src import xla_bridge  # no public way to ask without starting one
 
     return bool(xla_bridge.backends_are_initialized())
+
+
+_lowering_for: str | None = None
+
+
+def platform() -> str:
+    """What programs are traced for, `cpu` or `gpu`: the backend that JAX runs on, or what `lowering_for` says. Starts JAX."""
+    import jax
+
+    return _lowering_for or jax.default_backend()
+
+
+@contextlib.contextmanager
+def lowering_for(name: str) -> Iterator[None]:
+    """Inside, programs are traced as that platform would run them, whatever JAX runs on here.
+
+    For looking at a GPU's programs on a machine without one (`jax.export`). Traces do not remember what they were made for,
+    so all are forgotten at both ends.
+    """
+    import jax
+
+    global _lowering_for
+    before, _lowering_for = _lowering_for, name
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        _lowering_for = before
+        jax.clear_caches()
 
 
 def default_threads() -> int:

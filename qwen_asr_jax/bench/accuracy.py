@@ -18,7 +18,7 @@ import numpy as np
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench.cost import tree_bytes
 from qwen_asr_jax.engine import verbs
-from qwen_asr_jax.engine.engine import prompt_block
+from qwen_asr_jax.engine.engine import AudioFeatures, prompt_block
 from qwen_asr_jax.models.functional import Definition
 from qwen_asr_jax.pipelines.load import load_model
 from qwen_asr_jax.pipelines.offline import Job, QwenASR
@@ -119,7 +119,7 @@ def measure_accuracy(
     return found
 
 
-def _features(model: QwenASR, job: Job) -> Array:
+def _features(model: QwenASR, job: Job) -> AudioFeatures:
     log_mel = model.engine.log_mel([job.waveform.samples])
     return model.engine.encode(log_mel, [job.prompt.num_audio_tokens])
 
@@ -130,8 +130,8 @@ def _decode(model: QwenASR, job: Job, steps: int) -> list[int]:
     state = engine.prefill([job.prompt], _features(model, job), [steps], ignore_eos=True)
     tokens = [int(np.asarray(state.token)[0])]
     while len(tokens) < steps:
-        state, new = engine.decode(state, steps - len(tokens), ignore_eos=True)
-        tokens += new[0][new[0] != verbs.NO_TOKEN].tolist()
+        state, chosen = engine.decode(state, steps - len(tokens), ignore_eos=True)
+        tokens += chosen.tokens[0][chosen.tokens[0] != verbs.NO_TOKEN].tolist()
     return tokens
 
 
@@ -140,8 +140,9 @@ def _logits(model: QwenASR, clip: Waveform, tokens: Sequence[int]) -> np.ndarray
     job, engine = model.prepare(clip, max_new_tokens=len(tokens)), model.engine
     decoder, params = engine.checkpoint.decoder, engine.checkpoint.params["decoder"]
     forced = dataclasses.replace(job.prompt, ids=(*job.prompt.ids, *tokens[:-1]))
-    ids, audio_index = prompt_block([forced], 1, 0, len(forced.ids))
-    embeddings = verbs.embed(decoder, params, ids, _features(model, job), audio_index)
+    features = _features(model, job)
+    ids, audio_index = prompt_block([forced], features.first, 1, 0, len(forced.ids))
+    embeddings = verbs.embed(decoder, params, ids, features.arrays, audio_index)
     text = engine.config.text
     shape, dtype = (text.num_kv_heads, len(forced.ids), text.head_dim), engine.policy.cache.name
     return np.asarray(_forward(decoder, params, embeddings, text.num_layers, shape, dtype, len(tokens)))

@@ -18,6 +18,7 @@ from qwen_asr_jax.audio.frames import num_frames
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench.cost import Cost, decode_cost, encoder_cost, prefill_cost
 from qwen_asr_jax.bench.timing import Figures, Stopwatch
+from qwen_asr_jax.engine.engine import AudioFeatures
 from qwen_asr_jax.engine.state import DecodeState, cache_bytes, new_state
 from qwen_asr_jax.engine.verbs import NO_TOKEN
 from qwen_asr_jax.errors import QwenASRError
@@ -232,9 +233,11 @@ def _timed_steps(model: QwenASR, state: DecodeState, rows: int, steps: int) -> F
     """
     engine, chosen = model.engine, 0
     watch = Stopwatch()
-    for at in range(0, steps, engine.buckets.decode_chunk):
-        state, tokens = engine.decode(state, steps - at, ignore_eos=True)
-        chosen += int((tokens[:rows] != NO_TOKEN).sum())
+    for _ in range(steps):
+        state, found = engine.decode(state, steps - chosen // rows, ignore_eos=True)
+        chosen += int((found.tokens[:rows] != NO_TOKEN).sum())
+        if chosen >= steps * rows:
+            break
     watch.stop()
     engine.release(state)
     if chosen != steps * rows:
@@ -247,13 +250,13 @@ def _timed_steps(model: QwenASR, state: DecodeState, rows: int, steps: int) -> F
     }
 
 
-def _encoded(model: QwenASR, clips: Sequence[Waveform], max_new_tokens: int) -> tuple[list[Job], Array]:
+def _encoded(model: QwenASR, clips: Sequence[Waveform], max_new_tokens: int) -> tuple[list[Job], AudioFeatures]:
     jobs = [model.prepare(clip, max_new_tokens=max_new_tokens) for clip in clips]
     mel = model.engine.log_mel([clip.samples for clip in clips])
     return jobs, jax.block_until_ready(model.engine.encode(mel, [job.prompt.num_audio_tokens for job in jobs]))
 
 
-def _prefill(model: QwenASR, jobs: Sequence[Job], features: Array) -> DecodeState:
+def _prefill(model: QwenASR, jobs: Sequence[Job], features: AudioFeatures) -> DecodeState:
     prompts, budgets = [job.prompt for job in jobs], [job.budget for job in jobs]
     state = model.engine.prefill(prompts, features, budgets, ignore_eos=True)
     jax.block_until_ready(state)

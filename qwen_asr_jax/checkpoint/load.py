@@ -1,19 +1,23 @@
 """From a model directory to parameters on the device.
 
 Strict: unknown, missing, doubled and mis-shaped tensors are collected and reported together, by name, before anything is
-loaded. Then each tensor is read, cast or quantised, and placed on its own: memory peaks little above the final weights.
+loaded. Then each tensor is read, cast or quantised, and placed on its own, and fused with its neighbours where the policy
+wants that: memory peaks little above the final weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 
 from qwen_asr_jax.checkpoint import orbax_store
+from qwen_asr_jax.checkpoint.fuse import fuse, fuse_all
 from qwen_asr_jax.checkpoint.key_map import SCALE, Entry, entries, ignored_names, mismatches, summary
 from qwen_asr_jax.checkpoint.safetensors_reader import TensorFiles
 from qwen_asr_jax.checkpoint.stored_tensor import StoredTensor, aligned_empty
@@ -61,13 +65,14 @@ def load_checkpoint(model_dir: pathlib.Path, config: ModelConfig, policy: Policy
       CheckpointError: anything is missing, unknown, mis-shaped or unreadable; the message lists what and says what to do.
     """
     audio, decoder, abstract = abstract_model(config, policy)
+    stored = abstract_model(config, dataclasses.replace(policy, projections="separate"))[2] if policy.fused else abstract
     if orbax_store.is_orbax(model_dir):
-        params = orbax_store.restore(model_dir, abstract)
+        params = fuse_all(orbax_store.restore(model_dir, stored), abstract)
     else:
         files = TensorFiles(model_dir)
-        wanted = entries(abstract, config)
+        wanted = entries(stored, config)
         check_tensors(model_dir, files, wanted, ignored_names(config))
-        params = _load(files, wanted)
+        params = _load(files, wanted, abstract)
     return Checkpoint(config=config, audio=audio, decoder=decoder, params=params)
 
 
@@ -89,22 +94,28 @@ def check_tensors(model_dir: pathlib.Path, files: TensorFiles, wanted: list[Entr
         )
 
 
-def _load(files: TensorFiles, wanted: list[Entry]) -> Params:
+def _load(files: TensorFiles, wanted: list[Entry], abstract: Params) -> Params:
     by_name = {entry.name: entry for entry in wanted}
     params: Params = {}
     quantising: Iterable[Array] = ()
     for name, tensor in files.read(list(by_name)):
         entry = by_name[name]
-        node = params
+        node, above = params, None
         for key in entry.path[:-1]:
-            node = node.setdefault(key, {})
+            node, above = node.setdefault(key, {}), node
         if entry.dtype == np.int8:
             # One tensor is quantised while the next is read; were there more, their sources would fill the memory.
             jax.block_until_ready(quantising)
             node[entry.path[-1]], node[SCALE] = quantising = _quantize(tensor.read())
         else:
             node[entry.path[-1]] = _place(entry, tensor)
+        fuse(above, _at(abstract, entry.path[:-2]))
     return jax.block_until_ready(params)
+
+
+def _at(tree: Params, path: Sequence[str | int]) -> Params:
+    """The subtree at the path."""
+    return functools.reduce(operator.getitem, path, tree)
 
 
 _quantize = jax.jit(quantize_rows)

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from qwen_asr_jax import kernels
+from qwen_asr_jax import kernels, runtime
 from qwen_asr_jax.audio import frames
 from qwen_asr_jax.checkpoint.load import Checkpoint
+from qwen_asr_jax.config import AudioConfig
 from qwen_asr_jax.engine import verbs
 from qwen_asr_jax.engine.buckets import Buckets, default_buckets
-from qwen_asr_jax.engine.state import DecodeState, new_state
+from qwen_asr_jax.engine.state import Chosen, DecodeState, new_state
 from qwen_asr_jax.ops.mel import reflect_pad
 from qwen_asr_jax.ops.screen import screen_of
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.text.prompt import Prompt
 from qwen_asr_jax.typing import Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AudioFeatures:
+    """Encoded clips.
+
+    Attributes:
+      arrays: `[W, X, D]` each, in the accumulation dtype; W clips or windows of clips.
+      first: `[clips]` int32, where a clip's features begin when those of all arrays are counted through; the others follow.
+    """
+
+    arrays: tuple[Array, ...]
+    first: np.ndarray
 
 
 class Engine:
@@ -41,7 +57,7 @@ class Engine:
         """
         self.config = checkpoint.config
         self.policy = policy
-        self.buckets = buckets or default_buckets(jax.default_backend())
+        self.buckets = buckets or default_buckets(runtime.platform())
         self.checkpoint = checkpoint
         eos_ids = np.asarray(self.config.eos_token_ids, np.int32)
         self._eos_ids = jax.device_put(eos_ids)
@@ -75,14 +91,29 @@ class Engine:
         num_frames[: len(valid)] = valid
         return verbs.log_mel(samples, num_frames, num_mel_bins=audio.num_mel_bins)
 
-    def encode(self, log_mel: Array, num_tokens: Sequence[int]) -> Array:
-        """Audio features `[B, Q * chunk_tokens, D]` of what `log_mel` returned; `num_tokens` are the clips' audio tokens."""
-        counts = np.zeros(log_mel.shape[0], np.int32)
-        counts[: len(num_tokens)] = num_tokens
-        return verbs.encode(self.checkpoint.audio, self.checkpoint.params["audio_tower"], log_mel, counts)
+    def encode(self, log_mel: Array, num_tokens: Sequence[int]) -> AudioFeatures:
+        """Audio features of what `log_mel` returned; `num_tokens` are the clips' audio tokens.
+
+        One clip is encoded as it is. Several are cut into attention windows, which no attention crosses: a short clip beside a
+        long one costs its own windows only, and many clips go through in groups of `buckets.encoder_windows`.
+        """
+        definition, params = self.checkpoint.audio, self.checkpoint.params["audio_tower"]
+        if len(num_tokens) == 1:
+            counts = np.asarray(num_tokens, np.int32)
+            return AudioFeatures((verbs.encode(definition, params, log_mel, counts),), np.zeros(1, np.int32))
+        audio = self.config.audio
+        chunks, valid, first = window_index(num_tokens, log_mel.shape[1] // audio.chunk_frames, audio)
+        arrays, at = [], 0
+        for size in self.buckets.windows(len(chunks)):
+            missing = max(0, at + size - len(chunks))
+            index = np.pad(chunks[at : at + size], ((0, missing), (0, 0)), constant_values=-1)
+            piece = verbs.windows(log_mel, index, chunk_frames=audio.chunk_frames)
+            arrays.append(verbs.encode(definition, params, piece, np.pad(valid[at : at + size], (0, missing))))
+            at += size
+        return AudioFeatures(tuple(arrays), first)
 
     def prefill(
-        self, prompts: Sequence[Prompt], features: Array, budgets: Sequence[int], *, ignore_eos: bool = False
+        self, prompts: Sequence[Prompt], features: AudioFeatures, budgets: Sequence[int], *, ignore_eos: bool = False
     ) -> DecodeState:
         """Runs the prompts and chooses every row's first token.
 
@@ -97,7 +128,7 @@ class Engine:
         """
         decoder, params = self.checkpoint.decoder, self.checkpoint.params["decoder"]
         eos_ids = self._no_eos_ids if ignore_eos else self._eos_ids
-        rows = features.shape[0]
+        rows = self.buckets.rows(len(prompts))
         lengths = np.zeros(rows, np.int32)
         lengths[: len(prompts)] = [len(p.ids) for p in prompts]
         longest, budget = int(lengths.max()), np.zeros(rows, np.int32)
@@ -109,35 +140,79 @@ class Engine:
             state = new_state(self.config.text, self.policy, rows, slots)
         at = 0
         for size in self.buckets.blocks(longest):
-            ids, audio_index = prompt_block(prompts, rows, at, size)
-            embeddings = verbs.embed(decoder, params, ids, features, audio_index)
-            in_block = np.clip(lengths - at, 0, size)
+            ids, audio_index = prompt_block(prompts, features.first, rows, at, size)
+            embeddings = verbs.embed(decoder, params, ids, features.arrays, audio_index)
             state = verbs.prefill(
-                decoder, params, state, embeddings, in_block, budget, eos_ids, first=at == 0, screen=self.screen
+                decoder,
+                params,
+                state,
+                embeddings,
+                np.clip(lengths - at, 0, size),
+                budget,
+                eos_ids,
+                first=at == 0,
+                rows_at_once=self.buckets.rows_at_once(rows, size),
+                screen=self.screen,
             )
             at += size
         return state
 
-    def decode(self, state: DecodeState, steps: int, *, ignore_eos: bool = False) -> tuple[DecodeState, np.ndarray]:
+    def decode(self, state: DecodeState, steps: int, *, ignore_eos: bool = False) -> tuple[DecodeState, Chosen]:
         """Up to `steps` more tokens per row, and at most `buckets.decode_chunk`; waits for them.
+
+        Fewer come where a cache is full: the state that is returned has a longer one.
 
         Args:
           ignore_eos: as for `prefill`.
 
         Returns:
-          The new state, and `[B, chunk]` int32 tokens, `verbs.NO_TOKEN` where a row had ended.
+          The new state, and what was chosen, as NumPy arrays.
         """
         chunk = self.buckets.decode_chunk
-        state, tokens = verbs.decode(
+        state, chosen = verbs.decode(
             self.checkpoint.decoder,
             self.checkpoint.params["decoder"],
             state,
             self._no_eos_ids if ignore_eos else self._eos_ids,
             np.int32(min(steps, chunk)),
             chunk=chunk,
+            steps_per_check=self.buckets.steps_per_check,
             screen=self.screen,
         )
-        return state, np.asarray(tokens)
+        chosen = jax.device_get(chosen)
+        return (self._grown(state) if chosen.full.any() else state), chosen
+
+    def _grown(self, state: DecodeState) -> DecodeState:
+        """The state with the next longer cache; layer by layer, so that little is held twice."""
+        slots = self.buckets.longer_cache(state.k_cache[0].shape[1])
+
+        def longer(cache: Array) -> Array:
+            new = verbs.grow(cache, slots=slots)
+            cache.delete()  # it belongs to this state, which ends here as if it had been donated
+            return new
+
+        return dataclasses.replace(
+            state, k_cache=tuple(map(longer, state.k_cache)), v_cache=tuple(map(longer, state.v_cache))
+        )
+
+    def compact(self, state: DecodeState, done: np.ndarray) -> tuple[DecodeState, np.ndarray | None]:
+        """A smaller state when most rows have ended, so that these no longer cost anything.
+
+        In steps of four: every size has programs of its own.
+
+        Args:
+          done: `[B]` bool, which rows have ended.
+
+        Returns:
+          The state, and which rows of the old one are its first; or the old state, and None.
+        """
+        running = np.flatnonzero(~done)
+        rows = self.buckets.rows(max(1, len(running)))
+        if 4 * rows > len(done):
+            return state, None
+        index = np.zeros(rows, np.int32)
+        index[: len(running)] = running
+        return verbs.select(state, index, np.arange(rows) >= len(running)), running
 
     def release(self, state: DecodeState) -> None:
         """Gives a state back, so that the next batch of its size reuses the memory.
@@ -152,8 +227,40 @@ class Engine:
         self._spare.clear()
 
 
-def prompt_block(prompts: Sequence[Prompt], rows: int, at: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def window_index(
+    num_tokens: Sequence[int], row_chunks: int, audio: AudioConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cuts a batch's clips into attention windows.
+
+    Args:
+      num_tokens: audio tokens of each clip.
+      row_chunks: chunks that a clip has in the batch's log-mel array, padding included.
+
+    Returns:
+      `(chunks, valid, first)`, int32: `[W, C]`, which chunk of the array goes where (-1 for none), in windows of up to
+      `window_chunks`, or fewer if all clips are shorter; `[W]`, valid tokens of each window; `[clips]`, first token of each
+      clip when those of all windows are counted through.
+    """
+    counts = np.asarray(num_tokens, np.int32)
+    clip_chunks = -(-counts // audio.chunk_tokens)
+    size = min(int(clip_chunks.max()), audio.window_chunks)
+    windows = -(-clip_chunks // size)
+    clip = np.repeat(np.arange(len(counts)), windows)  # of each window
+    number = np.arange(len(clip)) - np.repeat(np.cumsum(windows) - windows, windows)  # within its clip
+    chunk = number[:, None] * size + np.arange(size)
+    chunks = np.where(chunk < clip_chunks[clip, None], clip[:, None] * row_chunks + chunk, -1).astype(np.int32)
+    window_tokens = size * audio.chunk_tokens
+    valid = np.clip(counts[clip] - number * window_tokens, 0, window_tokens).astype(np.int32)
+    return chunks, valid, ((np.cumsum(windows) - windows) * window_tokens).astype(np.int32)
+
+
+def prompt_block(
+    prompts: Sequence[Prompt], first: np.ndarray, rows: int, at: int, size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Positions `at` to `at + size` of all prompts: ids, and which audio feature goes where (-1 for text).
+
+    Args:
+      first: `[clips]` int32, where each clip's features begin (`AudioFeatures`).
 
     Returns:
       Two `[rows, size]` int32 arrays.
@@ -165,5 +272,5 @@ def prompt_block(prompts: Sequence[Prompt], rows: int, at: int, size: int) -> tu
         ids[row, : len(piece)] = piece
         index = np.arange(at, at + size) - prompt.audio_start
         inside = (index >= 0) & (index < prompt.num_audio_tokens)
-        audio_index[row, inside] = index[inside]
+        audio_index[row, inside] = first[row] + index[inside]
     return ids, audio_index

@@ -20,7 +20,8 @@ class DecodeState:
 
     Attributes:
       k_cache, v_cache: per layer one `[B * K, S, H]` in the cache dtype. Slot s of a row holds its token s; slots from
-        `length` on hold anything and are never read.
+        `length` on hold anything and are never read. The last slot is kept free: rows that have ended, or that wait for a
+        longer cache, run along and write there.
       length: `[B]` int32, valid tokens in the cache.
       token: `[B]` int32, the last chosen token, not yet in the cache.
       done: `[B]` bool, the row has ended (or never was one: padding of the batch).
@@ -34,6 +35,24 @@ class DecodeState:
     token: Array
     done: Array
     budget: Array
+    finite: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """What one call of `decode` brings back to the host.
+
+    Attributes:
+      tokens: `[B, chunk]` int32, chosen tokens, end tokens included; `NO_TOKEN` where a row chose nothing.
+      done: `[B]` bool, the row has ended.
+      full: `[B]` bool, the row has not ended and its cache is full: it goes on in a longer one.
+      finite: `[B]` bool, as in the state.
+    """
+
+    tokens: Array
+    done: Array
+    full: Array
     finite: Array
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.policy import Policy
 
 IMPLEMENTATIONS = ("auto", "xla", "cpu")
@@ -47,6 +48,8 @@ def for_policy(policy: Policy) -> str:
         )
         if policy.compute_dtype != ("bfloat16" if dtype == "int8" else dtype)
     ]
+    if policy.fused:  # they take each matrix for itself, as it lies in the file
+        mixed.append("projections=fused")
     if name == "cpu" and mixed:
         if policy.implementation == "cpu":
             raise NotImplementedError(f"implementation 'cpu' (native kernels) cannot compute {mixed[0]}")
@@ -56,11 +59,9 @@ def for_policy(policy: Policy) -> str:
 
 def missing() -> str | None:
     """Why a CPU host has to do without native kernels; None where it has them, and on a GPU, for which they are not."""
-    import jax
-
     from qwen_asr_jax.kernels import cpu
 
-    return cpu.unavailable() if jax.default_backend() == "cpu" else None
+    return cpu.unavailable() if runtime.platform() == "cpu" else None
 
 
 def describe(policy: Policy) -> str:

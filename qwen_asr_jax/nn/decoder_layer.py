@@ -9,7 +9,7 @@ from qwen_asr_jax import kernels
 from qwen_asr_jax.config import TextConfig
 from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.kernels.cpu.calls import DecoderWeights
-from qwen_asr_jax.nn.layers import Linear, RMSNorm
+from qwen_asr_jax.nn.layers import Linear, Projections, RMSNorm
 from qwen_asr_jax.ops import kv_cache
 from qwen_asr_jax.ops.activations import swiglu
 from qwen_asr_jax.ops.attention import attend
@@ -24,9 +24,8 @@ class CausalAttention(nnx.Module):
 
     def __init__(self, config: TextConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
         q_dim, kv_dim = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = Linear(config.embed_dim, q_dim, bias=False, policy=policy, rngs=rngs)
-        self.k_proj = Linear(config.embed_dim, kv_dim, bias=False, policy=policy, rngs=rngs)
-        self.v_proj = Linear(config.embed_dim, kv_dim, bias=False, policy=policy, rngs=rngs)
+        self.qkv = Projections("qkv_proj", (("q_proj", q_dim), ("k_proj", kv_dim), ("v_proj", kv_dim)))
+        self.qkv.add(self, config.embed_dim, bias=False, policy=policy, rngs=rngs)
         self.o_proj = Linear(q_dim, config.embed_dim, bias=False, policy=policy, rngs=rngs)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps, policy=policy, rngs=rngs)
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps, policy=policy, rngs=rngs)
@@ -42,15 +41,15 @@ class CausalAttention(nnx.Module):
         def heads(y: Array) -> Array:
             return y.reshape(batch, time, -1, self.head_dim)
 
-        q = apply_rope(self.q_norm(heads(self.q_proj(x))), *rope)
-        k = apply_rope(self.k_norm(heads(self.k_proj(x))), *rope)
-        v = heads(self.v_proj(x))
+        q, k, v = map(heads, self.qkv(self, x))
+        q = apply_rope(self.q_norm(q), *rope)
+        k = apply_rope(self.k_norm(k), *rope)
         k = jnp.swapaxes(narrow(k, self.policy.cache), 1, 2)
         v = jnp.swapaxes(narrow(v, self.policy.cache), 1, 2)
-        # Write first, then read the updated cache only: the order that lets XLA update the donated buffer in place.
-        k_cache = kv_cache.write(k_cache, k, start)
-        v_cache = kv_cache.write(v_cache, v, start)
         over_cache = mask.shape[-1] == k_cache.shape[1]
+        # Write first, then read the updated cache only: the order that lets XLA update the donated buffer in place.
+        k_cache = kv_cache.write(k_cache, k, start if over_cache else None)
+        v_cache = kv_cache.write(v_cache, v, start if over_cache else None)
         keys, values = (k_cache, v_cache) if over_cache else (y.reshape(-1, time, self.head_dim) for y in (k, v))
         out = attend(q, keys, values, mask, accum_dtype=self.policy.accum)
         return self.o_proj(out.reshape(batch, time, -1)), k_cache, v_cache
@@ -60,13 +59,13 @@ class GatedMLP(nnx.Module):
     """`down(silu(gate(x)) * up(x))`."""
 
     def __init__(self, config: TextConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
-        self.gate_proj = Linear(config.embed_dim, config.mlp_dim, bias=False, policy=policy, rngs=rngs)
-        self.up_proj = Linear(config.embed_dim, config.mlp_dim, bias=False, policy=policy, rngs=rngs)
+        self.gate_up = Projections("gate_up_proj", (("gate_proj", config.mlp_dim), ("up_proj", config.mlp_dim)))
+        self.gate_up.add(self, config.embed_dim, bias=False, policy=policy, rngs=rngs)
         self.down_proj = Linear(config.mlp_dim, config.embed_dim, bias=False, policy=policy, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         """`[B, T, D]` to `[B, T, D]`."""
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(*self.gate_up(self, x)))
 
 
 class DecoderLayer(nnx.Module):

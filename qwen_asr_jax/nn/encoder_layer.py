@@ -8,7 +8,7 @@ from flax import nnx
 from qwen_asr_jax import kernels
 from qwen_asr_jax.config import AudioConfig
 from qwen_asr_jax.kernels.cpu import calls
-from qwen_asr_jax.nn.layers import LAYER_NORM_EPS, LayerNorm, Linear
+from qwen_asr_jax.nn.layers import LAYER_NORM_EPS, LayerNorm, Linear, Projections
 from qwen_asr_jax.ops.activations import gelu
 from qwen_asr_jax.ops.attention import attend
 from qwen_asr_jax.ops.cast import FP16_LIMIT, narrow
@@ -21,9 +21,8 @@ class WindowedAttention(nnx.Module):
 
     def __init__(self, config: AudioConfig, *, policy: Policy, rngs: nnx.Rngs | None = None):
         dim = config.embed_dim
-        self.q_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
-        self.k_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
-        self.v_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
+        self.qkv = Projections("qkv_proj", (("q_proj", dim), ("k_proj", dim), ("v_proj", dim)))
+        self.qkv.add(self, dim, bias=True, policy=policy, rngs=rngs)
         self.out_proj = Linear(dim, dim, bias=True, policy=policy, rngs=rngs)
         self.num_heads = config.num_heads
         self.policy = policy
@@ -46,9 +45,8 @@ class WindowedAttention(nnx.Module):
             """`[B * W, S, N, H]` to `[B * W * N, S, H]`."""
             return jnp.swapaxes(y, 1, 2).reshape(-1, size, y.shape[-1])
 
-        q = by_window(self.q_proj(x))
-        k = by_head(by_window(self.k_proj(x)))
-        v = by_head(by_window(self.v_proj(x)))
+        q, k, v = map(by_window, self.qkv(self, x))
+        k, v = by_head(k), by_head(v)
         mask = jnp.broadcast_to(window_mask.reshape(batch * windows, 1, size), (batch * windows, size, size))
         out = attend(q, k, v, mask, accum_dtype=self.policy.accum)
         return self.out_proj(out.reshape(batch, windows * size, dim)[:, :time])

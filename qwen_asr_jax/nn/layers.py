@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -51,6 +54,35 @@ class Linear(nnx.Module):
     def matrix(self) -> Matrix:
         """The parameters as the native kernels take them."""
         return Matrix(self.weight[...], _value(self.scale), _value(self.bias))
+
+
+@dataclasses.dataclass(frozen=True)  # equal ones must be equal: layers are traced once for all that are
+class Projections:
+    """Linear layers that multiply one input, as attributes of a module: one for each or, under a fusing policy, one for all.
+
+    Fused, the input is read and the product launched once; outputs are the same numbers. Parts keep the checkpoint's names, so
+    the loader can put them together (`checkpoint.fuse`).
+
+    Attributes:
+      fused: name of the one layer.
+      parts: names and output widths of the layers that it stands for, in the order of its rows.
+    """
+
+    fused: str
+    parts: tuple[tuple[str, int], ...]
+
+    def add(self, module: nnx.Module, in_dim: int, *, bias: bool, policy: Policy, rngs: nnx.Rngs | None) -> None:
+        """Makes the layers and sets them as attributes of the module."""
+        widths = ((self.fused, sum(width for _, width in self.parts)),) if policy.fused else self.parts
+        for name, width in widths:
+            setattr(module, name, Linear(in_dim, width, bias=bias, policy=policy, rngs=rngs))
+
+    def __call__(self, module: nnx.Module, x: Array) -> list[Array]:
+        """`[..., in]` to the `[..., width]` of every part, in the accumulation dtype."""
+        if not hasattr(module, self.fused):
+            return [getattr(module, name)(x) for name, _ in self.parts]
+        ends = list(itertools.accumulate(width for _, width in self.parts))
+        return jnp.split(getattr(module, self.fused)(x), ends[:-1], axis=-1)
 
 
 class Embedding(nnx.Module):

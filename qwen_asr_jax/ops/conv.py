@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.ops.cast import precision_of
 from qwen_asr_jax.typing import Array, DType
 
@@ -36,7 +37,7 @@ def conv_stride2(x: Array, weight: Array, bias: Array, *, accum_dtype: DType, im
       NotImplementedError: there is no implementation of that name.
     """
     if implementation is None:
-        fast = x.dtype == jnp.float32 and jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 12)
+        fast = x.dtype == jnp.float32 and runtime.platform() == "cpu" and jax.__version_info__ >= (0, 12)
         implementation = "convolution" if fast else "views"
     if implementation not in _IMPLEMENTATIONS:
         names = ", ".join(_IMPLEMENTATIONS)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.typing import Array
 
 
@@ -20,7 +20,7 @@ def lookup(table: Array, ids: Array, scale: Array | None = None) -> Array:
     Returns:
       `[..., D]` in the table's dtype; float32 with a scale.
     """
-    if jax.default_backend() == "cpu":
+    if runtime.platform() == "cpu":
         # XLA before jaxlib 0.12 gathers bfloat16 in float32. Inside the decode loop it would convert the whole table (0.6 GB)
         # once per call, because that does not depend on the step; behind a barrier it does, and the conversion fuses
         # into the gather.

@@ -78,15 +78,20 @@ def load_model(
 
 
 def with_chosen_kernels(policy: Policy) -> Policy:
-    """The policy with the kernels that its `implementation` comes to here, `xla` or `cpu`. Starts JAX.
+    """The policy with what its `implementation` and `projections` come to here. Starts JAX.
 
     Raises:
-      BackendError: they are not available, or there are none of that name.
+      BackendError: the kernels are not available, or there are none of that name.
     """
     try:
-        return dataclasses.replace(policy, implementation=kernels.for_policy(policy))
+        implementation = kernels.for_policy(policy)
     except NotImplementedError as e:
         raise BackendError(str(e)) from None
+    projections = policy.projections
+    if projections == "auto":
+        # On a CPU each matrix stays mapped from its file, and fewer launches gain nothing.
+        projections = "separate" if runtime.platform() == "cpu" else "fused"
+    return dataclasses.replace(policy, implementation=implementation, projections=projections)
 
 
 def find_model(model_dir: str | os.PathLike[str]) -> pathlib.Path:

@@ -10,6 +10,9 @@ from typing import Literal
 class Timings:
     """Wall-clock milliseconds of each stage. In a batch, the stages behind `load_audio_ms` are those of the whole batch.
 
+    A stage's time is what the host needed to enqueue it, and what then had to be waited for until its result was there: on a
+    device that is still busy with the stage before, the host's part is hidden, and the sum stays the true one.
+
     Attributes:
       load_audio_ms: decoding and resampling this input.
       mel_ms: log-mel, from samples on the host to features on the device.

@@ -6,6 +6,7 @@ import dataclasses
 
 import ml_collections
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.engine.buckets import Buckets, default_buckets
 from qwen_asr_jax.errors import UsageError
 from qwen_asr_jax.policy import PRESETS, Policy
@@ -16,30 +17,32 @@ class EngineOptions:
     """How the engine runs.
 
     Attributes:
-      steps_per_octave, prefill_block, decode_chunk: overrides of the platform's `engine.buckets.Buckets`; 0 keeps its value.
+      steps_per_octave, prefill_block, prefill_tokens, cache_ahead, decode_chunk, steps_per_check: overrides of the platform's
+        `engine.buckets.Buckets`; 0 keeps its value.
       screen_head: native CPU kernels screen the head in int8 (`ops.screen`): the same tokens from fewer bytes a step, for one
         byte of memory per value of the head.
     """
 
     steps_per_octave: int = 0
     prefill_block: int = 0
+    prefill_tokens: int = 0
+    cache_ahead: int = 0
     decode_chunk: int = 0
+    steps_per_check: int = 0
     screen_head: bool = True
 
     def buckets(self) -> Buckets:
         """The buckets for the platform that JAX runs on, with these overrides.
 
         Raises:
-          UsageError: a value is negative.
+          UsageError: a value is negative, or `decode_chunk` no multiple of `steps_per_check`.
         """
-        import jax
-
         lengths = {name: value for name, value in dataclasses.asdict(self).items() if name != "screen_head"}
         for name, value in lengths.items():
             if value < 0:
                 raise UsageError(f"engine.{name} must be 0 (automatic) or more, got {value}")
         overrides = {name: value for name, value in lengths.items() if value}
-        return dataclasses.replace(default_buckets(jax.default_backend()), **overrides)
+        return dataclasses.replace(default_buckets(runtime.platform()), **overrides)
 
 
 def run_config(policy: Policy) -> ml_collections.ConfigDict:

@@ -91,7 +91,7 @@ def test_encoder_and_its_halves(bench, model, clip):
     counts = np.array([int(record.tokens)], np.int32)
     definition, params = engine.checkpoint.audio, engine.checkpoint.params["audio_tower"]
     halves = workloads._transform(definition, params, workloads._convolve(definition, params, mel), counts)
-    np.testing.assert_allclose(halves, engine.encode(mel, counts), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(halves, engine.encode(mel, counts).arrays[0], rtol=1e-5, atol=1e-6)
 
 
 def test_prefill(bench, model, clip):
@@ -124,7 +124,7 @@ def test_decode_goes_past_end_tokens(model, clip):
         first = int(state.token[0])
         state, rest = engine.decode(state, 8, ignore_eos=ignore_eos)
         engine.release(state)
-        return [first, *rest[0][rest[0] >= 0].tolist()]
+        return [first, *rest.tokens[0][rest.tokens[0] >= 0].tolist()]
 
     said = tokens(ignore_eos=True)
     assert len(said) == 9

@@ -14,11 +14,11 @@ import pytest
 from qwen_asr_jax.engine import verbs
 from qwen_asr_jax.engine.buckets import Buckets, default_buckets, round_up
 from qwen_asr_jax.engine.compilations import compilations
-from qwen_asr_jax.engine.engine import Engine, prompt_block
-from qwen_asr_jax.errors import QwenASRError
+from qwen_asr_jax.engine.engine import Engine, prompt_block, window_index
+from qwen_asr_jax.errors import QwenASRError, UsageError
 from qwen_asr_jax.pipelines.load import load_model
 from qwen_asr_jax.pipelines.offline import QwenASR
-from qwen_asr_jax.text.prompt import Prompt
+from qwen_asr_jax.text.prompt import Prompt, build_prompt
 from tests.audio_samples import synthetic
 
 GOLDEN = json.loads((pathlib.Path(__file__).parents[1] / "golden" / "tokens.json").read_text(encoding="utf-8"))["cases"]
@@ -93,16 +93,14 @@ def test_decode_stops_when_all_rows_have_ended_and_marks_the_rest(model):
     samples = [synthetic(1.0, seed) for seed in (1, 2, 3)]
     tokens = [engine.num_audio_tokens(len(s)) for s in samples]
     features = engine.encode(engine.log_mel(samples), tokens)
-    from qwen_asr_jax.text.prompt import build_prompt
-
     state = engine.prefill([build_prompt(model.tokenizer, n) for n in tokens], features, [1, 3, 6])
     state, new = engine.decode(state, 32)
-    assert new.shape == (4, engine.buckets.decode_chunk)
-    chosen = (new != verbs.NO_TOKEN).sum(axis=1)
+    assert new.tokens.shape == (4, engine.buckets.decode_chunk)
+    chosen = (new.tokens != verbs.NO_TOKEN).sum(axis=1)
     assert chosen.tolist() == [0, 2, 5, 0]  # the fourth row pads the batch
-    assert np.asarray(state.done).all()
+    assert new.done.all()
     state, more = engine.decode(state, 32)
-    assert (more == verbs.NO_TOKEN).all()
+    assert (more.tokens == verbs.NO_TOKEN).all()
 
 
 def test_second_clip_of_another_length_compiles_nothing(model):
@@ -135,11 +133,118 @@ def test_blocks_cover_prompts_and_fit_the_cache(backend):
         blocks = buckets.blocks(n)
         assert sum(blocks) >= n
         assert max(blocks) <= buckets.prefill_block
-        assert buckets.cache(n, 100) >= max(sum(blocks), n + 100)
+        assert buckets.cache(n, 100) >= max(sum(blocks), n + (buckets.cache_ahead or 100))
+        assert buckets.longer_cache(buckets.cache(n, 100)) > buckets.cache(n, 100)
 
 
 def test_prompt_blocks_place_the_audio():
     prompts = [Prompt((5, 6, 9, 9, 9, 7), 2, 3), Prompt((5, 9, 9, 7), 1, 2)]
-    ids, index = prompt_block(prompts, 4, 2, 3)
+    ids, index = prompt_block(prompts, np.asarray([0, 26]), 4, 2, 3)
     assert ids.tolist() == [[9, 9, 9], [9, 7, 0], [0, 0, 0], [0, 0, 0]]
-    assert index.tolist() == [[0, 1, 2], [1, -1, -1], [-1, -1, -1], [-1, -1, -1]]
+    assert index.tolist() == [[0, 1, 2], [27, -1, -1], [-1, -1, -1], [-1, -1, -1]]
+
+
+GPU = dataclasses.asdict(default_buckets("gpu"))
+SHORT = {"cache_unit": 16, "cache_ahead": 3, "prefill_tokens": 256}
+"""Caches that are full after a few tokens, and prompts of a batch that do not fit one call."""
+
+
+@pytest.mark.parametrize("changes", [GPU, GPU | SHORT, SHORT | {"steps_per_check": 8}, {"steps_per_check": 32}], ids=str)
+def test_shapes_do_not_change_tokens(model, changes):
+    cases = [c for c in GOLDEN if not c["context"] and not c["language"]]
+    other = with_buckets(model, **changes)
+    results = other.transcribe([synthetic(c["seconds"], c["seed"]) for c in cases], max_new_tokens=24)
+    assert [list(r.tokens) for r in results] == [expected_tokens(model, c) for c in cases]
+    for case in cases:
+        (result,) = other.transcribe([synthetic(case["seconds"], case["seed"])], max_new_tokens=24)
+        assert list(result.tokens) == expected_tokens(model, case)
+
+
+def test_a_cache_grows_when_it_is_full(model):
+    engine = with_buckets(model, **SHORT).engine
+    samples = synthetic(2.0, 1)
+    prompt = build_prompt(model.tokenizer, engine.num_audio_tokens(len(samples)))
+    features = engine.encode(engine.log_mel([samples]), [prompt.num_audio_tokens])
+    state = engine.prefill([prompt], features, [40], ignore_eos=True)
+    slots, tokens = [state.k_cache[0].shape[1]], 1
+    while tokens < 40:
+        state, chosen = engine.decode(state, 40 - tokens, ignore_eos=True)
+        new = chosen.tokens[0][chosen.tokens[0] != verbs.NO_TOKEN]
+        assert len(new) or chosen.full[0]
+        tokens += len(new)
+        slots.append(state.k_cache[0].shape[1])
+    assert slots == sorted(slots)
+    assert slots[-1] > slots[0]
+    assert slots[-1] == state.v_cache[-1].shape[1]
+    assert int(state.length[0]) == len(prompt.ids) + 39 < slots[-1]
+
+
+def test_rows_that_wait_for_a_longer_cache_keep_what_is_in_theirs(model):
+    """One row's cache is full long before the other's; neither may lose a token or a slot by running along."""
+    other = with_buckets(model, **SHORT, steps_per_check=16)
+    clips = [synthetic(1.0, 4), synthetic(3.9, 5)]
+    solo = [model.transcribe(clip, max_new_tokens=60).tokens for clip in clips]
+    assert [r.tokens for r in other.transcribe(clips, max_new_tokens=60)] == solo
+
+
+def test_a_batch_shrinks_when_most_rows_have_ended(model, monkeypatch):
+    sizes = []
+    original = verbs.select
+
+    def select(state, rows, padding):
+        sizes.append((state.token.shape[0], len(rows)))
+        return original(state, rows, padding)
+
+    monkeypatch.setattr(verbs, "select", select)
+    clips = [synthetic(1.0 + 0.1 * i, i) for i in range(8)]
+    budgets = [2, 2, 24, 2, 2, 2, 2, 9]
+    other = with_buckets(model, decode_chunk=4)
+    jobs = [other.prepare(clip, max_new_tokens=n) for clip, n in zip(clips, budgets, strict=True)]
+    results = other._run(jobs, None)
+    assert sizes == [(8, 2)]
+    for clip, n, result in zip(clips, budgets, results, strict=True):
+        assert result.tokens == model.transcribe(clip, max_new_tokens=n).tokens
+    assert len(results[2].tokens) > 9  # it went on when the batch was small
+
+
+def test_clips_of_a_batch_are_encoded_by_window(model):
+    engine, audio = model.engine, model.engine.config.audio
+    clips = [synthetic(s, i) for i, s in enumerate((0.4, 17.3, 8.0, 3.05, 8.02))]
+    counts = [engine.num_audio_tokens(len(clip)) for clip in clips]
+    for buckets in (engine.buckets, dataclasses.replace(engine.buckets, encoder_windows=3)):
+        other = Engine(engine.checkpoint, engine.policy, buckets)
+        together = other.encode(other.log_mel(clips), counts)
+        assert max(len(each) for each in together.arrays) <= buckets.encoder_windows
+        table = np.concatenate([np.asarray(each).reshape(-1, each.shape[-1]) for each in together.arrays])
+        for clip, n, first in zip(clips, counts, together.first, strict=True):
+            alone = np.asarray(engine.encode(engine.log_mel([clip]), [n]).arrays[0])[0, :n]
+            np.testing.assert_allclose(table[first : first + n], alone, atol=2e-5)
+    windows = sum(-(-n // (audio.window_chunks * audio.chunk_tokens)) for n in counts)
+    assert sum(len(each) for each in engine.encode(engine.log_mel(clips), counts).arrays) == windows == 8
+
+
+def test_windows_of_clips(model):
+    audio = model.engine.config.audio
+    tokens, per_window = audio.chunk_tokens, audio.chunk_tokens * audio.window_chunks
+    chunks, valid, first = window_index([5, per_window + 1, 2 * tokens], 12, audio)
+    assert chunks.shape == (4, audio.window_chunks)
+    assert chunks[0].tolist() == [0, *[-1] * 7]
+    assert chunks[1].tolist() == list(range(12, 20))
+    assert chunks[2].tolist() == [20, *[-1] * 7]
+    assert chunks[3].tolist() == [24, 25, *[-1] * 6]
+    assert valid.tolist() == [5, per_window, 1, 2 * tokens]
+    assert first.tolist() == [0, per_window, 3 * per_window]
+    assert window_index([5, 14], 4, audio)[0].tolist() == [[0, -1], [4, 5]]  # no wider than the longest clip
+
+
+def test_spectra_of_many_clips_are_made_in_groups(model):
+    engine = model.engine
+    clips = [synthetic(0.5, i) for i in range(17)]
+    together = engine.log_mel(clips)
+    assert together.shape[0] == 32
+    np.testing.assert_allclose(together[16], engine.log_mel(clips[16:])[0], atol=1e-5)
+
+
+def test_buckets_refuse_steps_that_do_not_divide_a_chunk():
+    with pytest.raises(UsageError, match=r"decode_chunk \(32\) must be a multiple of engine.steps_per_check \(5\)"):
+        Buckets(steps_per_check=5)

@@ -255,7 +255,7 @@ def test_the_verbs_update_donated_caches_in_place(tiny_original, policy, impleme
     state, chosen = verbs.decode(decoder, params, state, never, jnp.int32(20), chunk=32)
     assert [each.unsafe_buffer_pointer() for each in (*state.k_cache, *state.v_cache)] == where
     assert state.length.tolist() == [36] * rows
-    assert (np.asarray(chosen)[:, :20] >= 0).all()
+    assert (np.asarray(chosen.tokens)[:, :20] >= 0).all()
     filled = np.asarray(state.k_cache[0], np.float32)
     assert filled[:, :36].any(axis=-1).all()
     assert not filled[:, 36:].any()

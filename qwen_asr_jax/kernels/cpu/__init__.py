@@ -13,6 +13,8 @@ import pathlib
 
 import jax
 
+from qwen_asr_jax import runtime
+
 LIBRARY = pathlib.Path(__file__).with_name("libqwen_asr_cpu.so")
 
 ABI = 1
@@ -26,12 +28,14 @@ def target(handler: str) -> str:
     return f"{handler}_v{ABI}"
 
 
-@functools.cache
 def unavailable() -> str | None:
     """Why the kernels cannot be used here, in one line; None if they can. The first call loads and registers them."""
     # This starts the backend, which must be first: a handler that it refuses while it starts leaves JAX without one.
-    if jax.default_backend() != "cpu":
-        return "they are for CPUs"
+    return _unusable() if runtime.platform() == "cpu" else "they are for CPUs"
+
+
+@functools.cache
+def _unusable() -> str | None:
     try:
         _load(LIBRARY)
     except _Unusable as e:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.ops.cast import narrow, precision_of
 from qwen_asr_jax.typing import Array, DType
 
@@ -27,7 +28,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array, *, accum_dtype: DType) -> 
     key_heads = k.shape[0] // batch
     groups = heads // key_heads
     rows = jnp.moveaxis(q.reshape(batch, time, key_heads, groups, width), 1, 3).reshape(-1, groups * time, width)
-    slow_dtype = jax.default_backend() == "cpu" and k.dtype not in (np.float32, jnp.bfloat16)
+    slow_dtype = runtime.platform() == "cpu" and k.dtype not in (np.float32, jnp.bfloat16)
     if slow_dtype and groups * time < _FEW_ROWS:
         out = _by_key_head(rows, k, v, mask, groups, accum_dtype)
     else:
@@ -42,7 +43,7 @@ def _all_key_heads(q: Array, k: Array, v: Array, mask: Array, groups: int, accum
     """`[B * K, G * T, H]` queries on `[B * K, S, H]` keys and values."""
     batch, _, slots = mask.shape
     rows = q.shape[1]
-    if jax.default_backend() == "cpu" and rows == 1 and k.dtype == jnp.bfloat16:
+    if runtime.platform() == "cpu" and rows == 1 and k.dtype == jnp.bfloat16:
         q = jnp.pad(q, ((0, 0), (0, 1), (0, 0)))  # as in `linear`: one row alone would convert the keys
         mask = jnp.pad(mask, ((0, 0), (0, 1), (0, 0)))
     q = narrow(q, k.dtype)

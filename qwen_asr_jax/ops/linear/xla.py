@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.ops.cast import precision_of
 from qwen_asr_jax.typing import Array, DType
 
@@ -29,7 +29,7 @@ def linear(x: Array, weight: Array, *, scale: Array | None = None, accum_dtype: 
     """See `qwen_asr_jax.ops.linear.linear`."""
     leading, rows = x.shape[:-1], math.prod(x.shape[:-1])
     x = x.reshape(rows, x.shape[-1])
-    if jax.default_backend() != "cpu":
+    if runtime.platform() != "cpu":
         if weight.dtype == np.int8:
             # Behind the barrier the conversion depends on x; otherwise XLA may convert all weights before the decode loop.
             x, weight = lax.optimization_barrier((x, weight))
