@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -89,7 +90,7 @@ class Engine:
         samples = np.pad(samples, ((0, rows - len(waveforms)), (0, 0)))
         num_frames = np.zeros(rows, np.int32)
         num_frames[: len(valid)] = valid
-        return verbs.log_mel(samples, num_frames, num_mel_bins=audio.num_mel_bins)
+        return self._call(verbs.log_mel, samples, num_frames, num_mel_bins=audio.num_mel_bins)
 
     def encode(self, log_mel: Array, num_tokens: Sequence[int]) -> AudioFeatures:
         """Audio features of what `log_mel` returned; `num_tokens` are the clips' audio tokens.
@@ -100,15 +101,17 @@ class Engine:
         definition, params = self.checkpoint.audio, self.checkpoint.params["audio_tower"]
         if len(num_tokens) == 1:
             counts = np.asarray(num_tokens, np.int32)
-            return AudioFeatures((verbs.encode(definition, params, log_mel, counts),), np.zeros(1, np.int32))
+            features = self._call(verbs.encode, definition, params, log_mel, counts)
+            return AudioFeatures((features,), np.zeros(1, np.int32))
         audio = self.config.audio
         chunks, valid, first = window_index(num_tokens, log_mel.shape[1] // audio.chunk_frames, audio)
         arrays, at = [], 0
         for size in self.buckets.windows(len(chunks)):
             missing = max(0, at + size - len(chunks))
             index = np.pad(chunks[at : at + size], ((0, missing), (0, 0)), constant_values=-1)
-            piece = verbs.windows(log_mel, index, chunk_frames=audio.chunk_frames)
-            arrays.append(verbs.encode(definition, params, piece, np.pad(valid[at : at + size], (0, missing))))
+            piece = self._call(verbs.windows, log_mel, index, chunk_frames=audio.chunk_frames)
+            counts = np.pad(valid[at : at + size], (0, missing))
+            arrays.append(self._call(verbs.encode, definition, params, piece, counts))
             at += size
         return AudioFeatures(tuple(arrays), first)
 
@@ -134,15 +137,13 @@ class Engine:
         longest, budget = int(lengths.max()), np.zeros(rows, np.int32)
         budget[: len(budgets)] = budgets
         slots = self.buckets.cache(longest, int(budget.max()))
-        state = self._spare.pop((rows, slots), None)
-        if state is None:
-            self._spare.clear()  # before the new cache is made: only one is ever held
-            state = new_state(self.config.text, self.policy, rows, slots)
+        state = self._state(rows, slots)
         at = 0
         for size in self.buckets.blocks(longest):
             ids, audio_index = prompt_block(prompts, features.first, rows, at, size)
-            embeddings = verbs.embed(decoder, params, ids, features.arrays, audio_index)
-            state = verbs.prefill(
+            embeddings = self._call(verbs.embed, decoder, params, ids, features.arrays, audio_index)
+            state = self._call(
+                verbs.prefill,
                 decoder,
                 params,
                 state,
@@ -168,8 +169,15 @@ class Engine:
         Returns:
           The new state, and what was chosen, as NumPy arrays.
         """
+        state, chosen = self._enqueue_decode(state, steps, ignore_eos=ignore_eos)
+        chosen = jax.device_get(chosen)
+        return (self._grown(state) if chosen.full.any() else state), chosen
+
+    def _enqueue_decode(self, state: DecodeState, steps: int, *, ignore_eos: bool) -> tuple[DecodeState, Chosen]:
+        """`decode` without waiting; what was chosen stays on the device."""
         chunk = self.buckets.decode_chunk
-        state, chosen = verbs.decode(
+        found: tuple[DecodeState, Chosen] = self._call(
+            verbs.decode,
             self.checkpoint.decoder,
             self.checkpoint.params["decoder"],
             state,
@@ -179,15 +187,14 @@ class Engine:
             steps_per_check=self.buckets.steps_per_check,
             screen=self.screen,
         )
-        chosen = jax.device_get(chosen)
-        return (self._grown(state) if chosen.full.any() else state), chosen
+        return found
 
     def _grown(self, state: DecodeState) -> DecodeState:
         """The state with the next longer cache; layer by layer, so that little is held twice."""
         slots = self.buckets.longer_cache(state.k_cache[0].shape[1])
 
         def longer(cache: Array) -> Array:
-            new = verbs.grow(cache, slots=slots)
+            new = self._call(verbs.grow, cache, slots=slots)
             cache.delete()  # it belongs to this state, which ends here as if it had been donated
             return new
 
@@ -212,7 +219,19 @@ class Engine:
             return state, None
         index = np.zeros(rows, np.int32)
         index[: len(running)] = running
-        return verbs.select(state, index, np.arange(rows) >= len(running)), running
+        return self._call(verbs.select, state, index, np.arange(rows) >= len(running)), running
+
+    def _call(self, verb: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """Every program that the engine runs is run here (`engine.programs` lists them by looking on)."""
+        return verb(*args, **options)
+
+    def _state(self, rows: int, slots: int) -> DecodeState:
+        """An empty state, or a left one of that size."""
+        state = self._spare.pop((rows, slots), None)
+        if state is None:
+            self._spare.clear()  # before the new cache is made: only one is ever held
+            state = new_state(self.config.text, self.policy, rows, slots)
+        return state
 
     def release(self, state: DecodeState) -> None:
         """Gives a state back, so that the next batch of its size reuses the memory.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen_asr_jax import kernels
+from qwen_asr_jax import kernels, runtime
 from qwen_asr_jax.config import AudioConfig
 from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.nn.layers import Linear
@@ -19,6 +19,17 @@ from qwen_asr_jax.typing import Array
 
 MAX_CHUNKS_AT_ONCE = 64
 """The first convolution's output is 6 MB per chunk in float32; more chunks than this go through in groups."""
+
+_LEAN_CHUNKS = {"float32": 1, "bfloat16": 8, "float16": 8}
+"""On a GPU, groups of one clip, by compute dtype: nothing else that a clip needs beside weights and cache is as large as the 25
+(16 in half precision) MB of a chunk here, and weights of the 0.6B model with 30 s must fit 3.3 and 1.8 GB."""
+
+
+def chunks_at_once(n: int, compute_dtype: str) -> int:
+    """Chunks that are convolved together, of `n`."""
+    if runtime.platform() != "cpu" and n <= MAX_CHUNKS_AT_ONCE:
+        return min(n, _LEAN_CHUNKS[compute_dtype])
+    return min(n, MAX_CHUNKS_AT_ONCE)
 
 
 class Conv2d(nnx.Module):
@@ -49,13 +60,15 @@ class ConvStem(nnx.Module):
         self.conv2d2 = Conv2d(channels, channels, policy=policy, rngs=rngs)
         self.conv2d3 = Conv2d(channels, channels, policy=policy, rngs=rngs)
         self.conv_out = Linear(channels * config.conv_freq_bins, config.embed_dim, bias=False, policy=policy, rngs=rngs)
+        self.policy = policy
 
     def __call__(self, chunks: Array) -> Array:
         """`[n, chunk_frames, M]` float32 to `[n, chunk_tokens, D]`; every chunk for itself, with zeros at its edges."""
         n = chunks.shape[0]
-        if n <= MAX_CHUNKS_AT_ONCE:
+        at_once = chunks_at_once(n, self.policy.compute_dtype)
+        if n <= at_once:
             return self._convolve(chunks)
-        groups = -(-n // MAX_CHUNKS_AT_ONCE)
+        groups = -(-n // at_once)
         size = -(-n // groups)
         padded = jnp.pad(chunks, ((0, groups * size - n), (0, 0), (0, 0)))
         out = jax.lax.map(self._convolve, padded.reshape(groups, size, *chunks.shape[1:]))
