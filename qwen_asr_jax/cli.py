@@ -65,6 +65,7 @@ def load_from_flags() -> Any:
     if values.model_dir is None:
         warn(demo.NOTICE)
     warn_of_missing_kernels(policy)
+    warn_of_model(model)
     return model
 
 
@@ -73,6 +74,12 @@ def warn_of_missing_kernels(policy: Policy) -> None:
     reason = kernels.missing() if policy.implementation == "auto" else None
     if reason is not None:
         warn(f"slower than need be, without native kernels: {reason} (install a C++17 compiler, then this package again)")
+
+
+def warn_of_model(model: Any) -> None:
+    """A line for each thing that loading had to say about the model (a `QwenASR`)."""
+    for warning in model.warnings:
+        warn(warning)
 
 
 def policy_from_flags() -> tuple[Policy, Any]:

@@ -133,6 +133,7 @@ def measure(terminal: Terminal) -> Iterator[Record]:
     terminal.status(f"loading {model_dir}")
     model = load_model(model_dir, policy, backend=FLAGS.backend, threads=FLAGS.threads, options=engine)
     cli.warn_of_missing_kernels(policy)
+    cli.warn_of_model(model)
     for clips in batches:
         print(provenance.headline(model, workload, clips), flush=True)
         yield runner.bench_model(model, model_dir, workload, clips, options, terminal, engine)

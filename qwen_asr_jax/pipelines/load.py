@@ -11,6 +11,7 @@ import time
 from qwen_asr_jax import kernels, runtime
 from qwen_asr_jax.config import ModelConfig, read_config
 from qwen_asr_jax.errors import BackendError, CheckpointError
+from qwen_asr_jax.pipelines.health import casts_to_float16, check_model
 from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.run_config import EngineOptions
 from qwen_asr_jax.policy import DEFAULT_POLICY, Policy, get_policy
@@ -42,7 +43,8 @@ def load_model(
       options: shapes that the engine rounds to; None for the platform's defaults.
 
     Returns:
-      The model; see `QwenASR.transcribe`.
+      The model; see `QwenASR.transcribe`. Under float16 its layers have been probed: where it holds values that are too large
+      for that, its `warnings` say so.
 
     Raises:
       CheckpointError: the directory, its weights or its tokenizer cannot be used, or it holds no transcription model.
@@ -74,7 +76,8 @@ def load_model(
     options = options or EngineOptions()
     engine = Engine(checkpoint, policy, options.buckets(), screen_head=options.screen_head)
     name = path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir)
-    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start, path=path)
+    warnings = check_model(path, engine, tokenizer) if casts_to_float16(policy) else ()
+    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start, path=path, warnings=warnings)
 
 
 def with_chosen_kernels(policy: Policy) -> Policy:
