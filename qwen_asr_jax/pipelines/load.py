@@ -27,6 +27,7 @@ def load_model(
     backend: str = "auto",
     threads: int = 0,
     implementation: str = "auto",
+    memory_fraction: float = 0.0,
     options: EngineOptions | None = None,
 ) -> QwenASR:
     """Loads a Qwen3-ASR checkpoint.
@@ -40,6 +41,8 @@ def load_model(
       threads: CPU threads; 0 for the physical cores.
       implementation: `xla`, `cpu` (native kernels), or `auto` for what the policy says: unless it names one, native kernels
         where they are available. What that came to is in the model's `engine.policy`.
+      memory_fraction: most of a GPU's memory that the process may take, up to 1; 0 for XLA's own choice, three quarters. It is
+        taken as needed. Refused on a CPU.
       options: shapes that the engine rounds to; None for the platform's defaults.
 
     Returns:
@@ -48,7 +51,7 @@ def load_model(
 
     Raises:
       CheckpointError: the directory, its weights or its tokenizer cannot be used, or it holds no transcription model.
-      UsageError: unknown policy or backend.
+      UsageError: unknown policy or backend, or a number that makes no sense.
       BackendError: the backend or the kernels are not there, or JAX was started differently before.
     """
     policy = get_policy(policy)
@@ -60,7 +63,7 @@ def load_model(
         raise CheckpointError(
             f"{path}: is a forced aligner, which times given words and cannot transcribe; use a Qwen3-ASR model"
         )
-    runtime.configure(backend, threads)
+    runtime.configure(backend, threads, memory_fraction)
     policy = with_chosen_kernels(policy)
 
     from qwen_asr_jax.checkpoint.load import load_checkpoint
