@@ -44,6 +44,9 @@ def define_model_flags() -> None:
     kinds = list(kernels.IMPLEMENTATIONS)
     flags.DEFINE_enum("implementation", None, kinds, "What computes: xla, or cpu, the native kernels; by default auto.")
     flags.DEFINE_integer("threads", 0, "CPU threads; 0 for the physical cores.", lower_bound=0, short_name="t")
+    flags.DEFINE_float(
+        "memory_fraction", 0.0, "Most of a GPU's memory to take, up to 1; 0 for XLA's own three quarters.", 0.0, 1.0
+    )
     flags.DEFINE_bool("verbose", False, "Print load, compile and stage times to stderr.")
 
 
@@ -61,10 +64,18 @@ def load_from_flags() -> Any:
 
     policy, options = policy_from_flags()
     model_dir = values.model_dir or demo.MODEL_DIR
-    model = load_model(model_dir, policy, backend=values.backend, threads=values.threads, options=options)
+    model = load_model(
+        model_dir,
+        policy,
+        backend=values.backend,
+        threads=values.threads,
+        memory_fraction=values.memory_fraction,
+        options=options,
+    )
     if values.model_dir is None:
         warn(demo.NOTICE)
     warn_of_missing_kernels(policy)
+    warn_of_model(model)
     return model
 
 
@@ -73,6 +84,12 @@ def warn_of_missing_kernels(policy: Policy) -> None:
     reason = kernels.missing() if policy.implementation == "auto" else None
     if reason is not None:
         warn(f"slower than need be, without native kernels: {reason} (install a C++17 compiler, then this package again)")
+
+
+def warn_of_model(model: Any) -> None:
+    """A line for each thing that loading had to say about the model (a `QwenASR`)."""
+    for warning in model.warnings:
+        warn(warning)
 
 
 def policy_from_flags() -> tuple[Policy, Any]:

@@ -28,16 +28,23 @@ _CACHE_EVERYTHING = {
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 
+FRACTION_VARIABLE = "XLA_CLIENT_MEM_FRACTION"
+"""Read by jaxlib when a GPU is opened: the part of its whole memory that the process may take."""
 
-def configure(backend: str = "auto", threads: int = 0) -> None:
+_FRACTION_VARIABLES = (FRACTION_VARIABLE, "XLA_PYTHON_CLIENT_MEM_FRACTION")  # the second: as it was called once
+
+
+def configure(backend: str = "auto", threads: int = 0, memory_fraction: float = 0.0) -> None:
     """Prepares JAX; to be called before any array is made.
 
     Args:
       backend: `cpu`, `gpu` (fails where there is none) or `auto` (a GPU if JAX sees one).
       threads: size of XLA's CPU thread pool; 0 for the physical cores that this process may use.
+      memory_fraction: most of a GPU's memory that the process may take, up to 1; 0 for XLA's own choice, three quarters.
 
     Raises:
-      UsageError: the backend's name is unknown or the number of threads makes no sense.
+      UsageError: the backend's name is unknown, or a number makes no sense: out of range, against the environment, or a
+        fraction of a CPU's memory.
       BackendError: a GPU is asked for where there is none, or JAX has already started differently.
     """
     if backend not in BACKENDS:
@@ -45,7 +52,10 @@ def configure(backend: str = "auto", threads: int = 0) -> None:
     most = _MAX_THREADS_PER_CPU * (os.cpu_count() or 1)
     if not 0 <= threads <= most:
         raise UsageError(f"threads must be 0 (automatic) to {most} on this machine, got {threads}")
+    if not 0 <= memory_fraction <= 1:
+        raise UsageError(f"memory_fraction must be 0 (automatic) to 1, got {memory_fraction:g}")
     started = _started()
+    _limit_memory(memory_fraction, backend, started)
     if not started:
         if threads:
             os.environ["NPROC"] = str(threads)
@@ -71,6 +81,63 @@ def configure(backend: str = "auto", threads: int = 0) -> None:
         raise BackendError(
             'JAX sees no GPU: check nvidia-smi, install the extra (pip install -e ".[cuda12]" or cuda13), or use --backend=cpu'
         )
+    if memory_fraction and platform == "cpu":
+        raise _not_for_cpus(memory_fraction)
+
+
+def _limit_memory(fraction: float, backend: str, started: bool) -> None:
+    """Puts the fraction, unless it is 0, into the environment, where jaxlib reads it when it opens a GPU.
+
+    Raises:
+      UsageError: the environment says something else or nothing that jaxlib takes, or the backend is a CPU.
+      BackendError: JAX is running already, without this fraction.
+    """
+    found = {name: os.environ[name] for name in _FRACTION_VARIABLES if os.environ.get(name)}
+    if len(found) > 1 and backend != "cpu" and not started:
+        # jaxlib raises in its plugin, which JAX survives: it would compute on the CPU, behind a traceback.
+        raise UsageError(
+            f"{' and '.join(found)} are both set, which jaxlib refuses; unset the second, which is the old name"
+        )
+    if not fraction:
+        return
+    if backend == "cpu" or (started and _platform_of_started() == "cpu"):
+        raise _not_for_cpus(fraction)
+    same = [_same(value, fraction) for value in found.values()]
+    if started and not any(same):
+        raise BackendError(
+            f"memory_fraction={fraction:g} comes too late: JAX is running already; load the model first, or set"
+            f" {FRACTION_VARIABLE}"
+        )
+    if not all(same):
+        said = " and ".join(f"{name}={value}" for name, value in found.items())
+        raise UsageError(
+            f"memory_fraction={fraction:g} contradicts {said} in the environment: unset that, or leave this out"
+        )
+    if os.environ.get("XLA_PYTHON_CLIENT_ALLOCATOR", "").lower() == "platform":
+        raise UsageError(
+            f"memory_fraction={fraction:g} means nothing to XLA_PYTHON_CLIENT_ALLOCATOR=platform, which knows no limit: unset"
+            " that, or leave this out"
+        )
+    if not found:
+        os.environ[FRACTION_VARIABLE] = str(float(fraction))
+
+
+def _same(value: str, fraction: float) -> bool:
+    """Whether the value of a variable is that number."""
+    try:
+        return float(value) == fraction
+    except ValueError:
+        return False
+
+
+def _platform_of_started() -> str:
+    import jax
+
+    return jax.default_backend()
+
+
+def _not_for_cpus(fraction: float) -> UsageError:
+    return UsageError(f"memory_fraction={fraction:g} is for GPUs: nothing caps what JAX takes on a CPU; leave it out")
 
 
 def _started() -> bool:

@@ -118,21 +118,29 @@ def measure(terminal: Terminal) -> Iterator[Record]:
     policy, engine = cli.policy_from_flags()
     batches = inputs.bench_batches(workload, FLAGS.audio, FLAGS.silence_s, FLAGS.batch_size)
     if workload == "roofline":
-        runtime.configure(FLAGS.backend, FLAGS.threads)
+        runtime.configure(FLAGS.backend, FLAGS.threads, FLAGS.memory_fraction)
         yield machine.bench_roofline(options, terminal)
         return
     model_dir, notice = inputs.bench_model_dir(FLAGS.model_dir)
     if notice:
         cli.warn(notice)
     if workload == "load":
-        runtime.configure(FLAGS.backend, FLAGS.threads)
+        runtime.configure(FLAGS.backend, FLAGS.threads, FLAGS.memory_fraction)
         cli.warn_of_missing_kernels(policy)
         for clips in batches:
             yield machine.bench_load(model_dir, policy, engine, FLAGS.backend, clips[0], options, terminal)
         return
     terminal.status(f"loading {model_dir}")
-    model = load_model(model_dir, policy, backend=FLAGS.backend, threads=FLAGS.threads, options=engine)
+    model = load_model(
+        model_dir,
+        policy,
+        backend=FLAGS.backend,
+        threads=FLAGS.threads,
+        memory_fraction=FLAGS.memory_fraction,
+        options=engine,
+    )
     cli.warn_of_missing_kernels(policy)
+    cli.warn_of_model(model)
     for clips in batches:
         print(provenance.headline(model, workload, clips), flush=True)
         yield runner.bench_model(model, model_dir, workload, clips, options, terminal, engine)

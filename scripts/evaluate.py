@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from qwen_asr_jax.evaluation.results import Selection
     from qwen_asr_jax.evaluation.score import Scorer
 
-RUN_FLAGS = ("model_dir", "policy", "config", "backend", "implementation", "threads", "output", "batch_size", "language")
+RUN_FLAGS = (
+    *("model_dir", "policy", "config", "backend", "implementation", "threads", "memory_fraction"),
+    *("output", "batch_size", "language"),
+)
 
 cli.define_model_flags()
 flags.adopt_module_key_flags(cli)

@@ -11,7 +11,7 @@ from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.nn.layers import LAYER_NORM_EPS, LayerNorm, Linear, Projections
 from qwen_asr_jax.ops.activations import gelu
 from qwen_asr_jax.ops.attention import attend
-from qwen_asr_jax.ops.cast import FP16_LIMIT, narrow
+from qwen_asr_jax.ops.cast import FP16_LIMIT, narrow, saturate
 from qwen_asr_jax.policy import Policy
 from qwen_asr_jax.typing import Array
 
@@ -70,7 +70,7 @@ class EncoderLayer(nnx.Module):
             return self._native(x, window_mask)
         x = x + self.self_attn(self.self_attn_layer_norm(x), window_mask)
         x = x + self.fc2(gelu(self.fc1(self.final_layer_norm(x))))
-        return jnp.clip(x, -FP16_LIMIT, FP16_LIMIT) if self.clamps else x
+        return saturate(x) if self.clamps else x
 
     def _native(self, x: Array, window_mask: Array) -> Array:
         """All of the layer in one call."""

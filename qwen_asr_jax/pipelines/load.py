@@ -11,6 +11,7 @@ import time
 from qwen_asr_jax import kernels, runtime
 from qwen_asr_jax.config import ModelConfig, read_config
 from qwen_asr_jax.errors import BackendError, CheckpointError
+from qwen_asr_jax.pipelines.health import casts_to_float16, check_model
 from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.run_config import EngineOptions
 from qwen_asr_jax.policy import DEFAULT_POLICY, Policy, get_policy
@@ -26,6 +27,7 @@ def load_model(
     backend: str = "auto",
     threads: int = 0,
     implementation: str = "auto",
+    memory_fraction: float = 0.0,
     options: EngineOptions | None = None,
 ) -> QwenASR:
     """Loads a Qwen3-ASR checkpoint.
@@ -39,14 +41,17 @@ def load_model(
       threads: CPU threads; 0 for the physical cores.
       implementation: `xla`, `cpu` (native kernels), or `auto` for what the policy says: unless it names one, native kernels
         where they are available. What that came to is in the model's `engine.policy`.
+      memory_fraction: most of a GPU's memory that the process may take, up to 1; 0 for XLA's own choice, three quarters. It is
+        taken as needed. Refused on a CPU.
       options: shapes that the engine rounds to; None for the platform's defaults.
 
     Returns:
-      The model; see `QwenASR.transcribe`.
+      The model; see `QwenASR.transcribe`. Under float16 its layers have been probed: where it holds values that are too large
+      for that, its `warnings` say so.
 
     Raises:
       CheckpointError: the directory, its weights or its tokenizer cannot be used, or it holds no transcription model.
-      UsageError: unknown policy or backend.
+      UsageError: unknown policy or backend, or a number that makes no sense.
       BackendError: the backend or the kernels are not there, or JAX was started differently before.
     """
     policy = get_policy(policy)
@@ -58,7 +63,7 @@ def load_model(
         raise CheckpointError(
             f"{path}: is a forced aligner, which times given words and cannot transcribe; use a Qwen3-ASR model"
         )
-    runtime.configure(backend, threads)
+    runtime.configure(backend, threads, memory_fraction)
     policy = with_chosen_kernels(policy)
 
     from qwen_asr_jax.checkpoint.load import load_checkpoint
@@ -74,7 +79,8 @@ def load_model(
     options = options or EngineOptions()
     engine = Engine(checkpoint, policy, options.buckets(), screen_head=options.screen_head)
     name = path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir)
-    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start, path=path)
+    warnings = check_model(path, engine, tokenizer) if casts_to_float16(policy) else ()
+    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start, path=path, warnings=warnings)
 
 
 def with_chosen_kernels(policy: Policy) -> Policy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -18,6 +19,7 @@ from qwen_asr_jax.audio.read import AudioInput, Waveform, read_audio
 from qwen_asr_jax.engine.engine import Engine
 from qwen_asr_jax.engine.verbs import NO_TOKEN
 from qwen_asr_jax.errors import AudioTooLongError, QwenASRError, UsageError
+from qwen_asr_jax.pipelines.health import overflow_remedy
 from qwen_asr_jax.pipelines.result import Timings, Transcription
 from qwen_asr_jax.text.languages import resolve_language
 from qwen_asr_jax.text.parse import parse_output, transcript_so_far
@@ -66,14 +68,24 @@ class QwenASR:
       tokenizer: text to ids and back.
       load_s: seconds that loading took.
       path: its directory; None for a model that was not loaded from one.
+      warnings: what loading had to say about it, one line each.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str, load_s: float, path: pathlib.Path | None = None):
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        name: str,
+        load_s: float,
+        path: pathlib.Path | None = None,
+        warnings: tuple[str, ...] = (),
+    ):
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
         self.load_s = load_s
         self.path = path
+        self.warnings = warnings
 
     @overload
     def transcribe(
@@ -305,12 +317,7 @@ class QwenASR:
         results: list[Transcription | QwenASRError] = []
         for row, job, ok in zip(rows, jobs, finite, strict=False):
             if not ok:
-                results.append(
-                    QwenASRError(
-                        f"{job.waveform.name}: the model overflowed under policy {engine.policy.name} (NaN or infinity in its"
-                        " activations); use --policy=bf16 or --policy=fp32"
-                    )
-                )
+                results.append(self._overflowed(job))
                 continue
             ended = row[-1] in engine.config.eos_token_ids
             ids = row[:-1] if ended else row
@@ -341,6 +348,14 @@ class QwenASR:
                 )
             )
         return results
+
+    def _overflowed(self, job: Job) -> QwenASRError:
+        policy = self.engine.policy.name
+        return QwenASRError(f"{job.waveform.name}: the model overflowed under policy {policy} {self._overflow_remedy}")
+
+    @functools.cached_property
+    def _overflow_remedy(self) -> str:
+        return overflow_remedy(self.engine, self.tokenizer)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
