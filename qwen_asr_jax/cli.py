@@ -50,8 +50,11 @@ def define_model_flags() -> None:
     flags.DEFINE_bool("verbose", False, "Print load, compile and stage times to stderr.")
 
 
-def load_from_flags() -> Any:
+def load_from_flags(batch_size: int = 1) -> Any:
     """The model that the flags ask for (a `QwenASR`); without `--model_dir` the demonstration model, and a line that says so.
+
+    Args:
+      batch_size: clips at once that the device must have memory for.
 
     Raises:
       UsageError: flags contradict each other, or `--model_dir` is empty.
@@ -71,6 +74,8 @@ def load_from_flags() -> Any:
         threads=values.threads,
         memory_fraction=values.memory_fraction,
         options=options,
+        batch_size=batch_size,
+        on_plan=(lambda plan: warn(f"memory for {plan}")) if values.verbose else None,
     )
     if values.model_dir is None:
         warn(demo.NOTICE)

@@ -100,7 +100,7 @@ def _limit_memory(fraction: float, backend: str, started: bool) -> None:
         )
     if not fraction:
         return
-    if backend == "cpu" or (started and _platform_of_started() == "cpu"):
+    if backend == "cpu" or (started and platform() == "cpu"):
         raise _not_for_cpus(fraction)
     same = [_same(value, fraction) for value in found.values()]
     if started and not any(same):
@@ -130,12 +130,6 @@ def _same(value: str, fraction: float) -> bool:
         return False
 
 
-def _platform_of_started() -> str:
-    import jax
-
-    return jax.default_backend()
-
-
 def _not_for_cpus(fraction: float) -> UsageError:
     return UsageError(f"memory_fraction={fraction:g} is for GPUs: nothing caps what JAX takes on a CPU; leave it out")
 
@@ -147,6 +141,14 @@ def _started() -> bool:
     from jax._src import xla_bridge  # no public way to ask without starting one
 
     return bool(xla_bridge.backends_are_initialized())
+
+
+def device_memory(figure: str = "bytes_in_use") -> int | None:
+    """What the device's allocator says: `bytes_in_use`, `peak_bytes_in_use` or `bytes_limit`; None without one (CPU)."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get(figure) if stats else None
 
 
 _lowering_for: str | None = None
@@ -237,6 +239,13 @@ def _use_compilation_cache() -> None:
     for name, value in _CACHE_EVERYTHING.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
+
+
+def keeps_programs() -> bool:
+    """Whether compiled programs go to a persistent cache; known once `configure` has run."""
+    import jax
+
+    return getattr(jax.config, "jax_compilation_cache_dir", None) is not None
 
 
 def trim_heap() -> None:

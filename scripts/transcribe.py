@@ -58,7 +58,7 @@ def main(names: Sequence[str]) -> int:
         targets = [
             *output_paths(names, writable_directory(pathlib.Path(FLAGS.output_dir).expanduser()), FLAGS.output_format)
         ]
-    model = cli.load_from_flags()
+    model = cli.load_from_flags(FLAGS.batch_size)
 
     from qwen_asr_jax.pipelines.reporter import Reporter
 

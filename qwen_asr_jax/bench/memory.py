@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import jax
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.errors import QwenASRError
 from qwen_asr_jax.pipelines.offline import is_out_of_memory
 
@@ -52,10 +53,7 @@ def _status(field: str) -> int | None:
     return None
 
 
-def device_bytes(which: str = "bytes_in_use") -> int | None:
-    """What the device's allocator says: `bytes_in_use`, or `peak_bytes_in_use`; None on backends without one (CPU)."""
-    stats = jax.local_devices()[0].memory_stats()
-    return stats.get(which) if stats else None
+device_bytes = runtime.device_memory
 
 
 VERBS = ("log_mel", "encode", "embed", "prefill", "decode")

@@ -64,10 +64,15 @@ class Engine:
         self._eos_ids = jax.device_put(eos_ids)
         self._no_eos_ids = jax.device_put(np.full_like(eos_ids, verbs.NO_TOKEN))  # of one shape: the programs are shared
         self.screen = None
-        if screen_head and kernels.for_policy(policy) == "cpu" and policy.head != np.int8:
+        if screen_head and self.can_screen():
             decoder = checkpoint.params["decoder"]
-            self.screen = jax.block_until_ready(screen_of(decoder.get("lm_head", decoder["embed_tokens"])["weight"]))
+            head = decoder.get("lm_head", decoder["embed_tokens"])["weight"]
+            self.screen = jax.block_until_ready(self._call(screen_of, head))
         self._spare: dict[tuple[int, int], DecodeState] = {}
+
+    def can_screen(self) -> bool:
+        """Whether native kernels compute, with a head that is not int8 already."""
+        return kernels.for_policy(self.policy) == "cpu" and self.policy.head != np.int8
 
     def num_audio_tokens(self, num_samples: int) -> int:
         """Audio tokens of a clip of so many samples."""
@@ -205,7 +210,7 @@ class Engine:
     def compact(self, state: DecodeState, done: np.ndarray) -> tuple[DecodeState, np.ndarray | None]:
         """A smaller state when most rows have ended, so that these no longer cost anything.
 
-        In steps of four: every size has programs of its own.
+        To a quarter, and not in finer steps: every size has programs of its own.
 
         Args:
           done: `[B]` bool, which rows have ended.
@@ -213,9 +218,8 @@ class Engine:
         Returns:
           The state, and which rows of the old one are its first; or the old state, and None.
         """
-        running = np.flatnonzero(~done)
-        rows = self.buckets.rows(max(1, len(running)))
-        if 4 * rows > len(done):
+        running, rows = np.flatnonzero(~done), len(done) // 4
+        if len(running) > rows:
             return state, None
         index = np.zeros(rows, np.int32)
         index[: len(running)] = running
@@ -230,7 +234,7 @@ class Engine:
         state = self._spare.pop((rows, slots), None)
         if state is None:
             self._spare.clear()  # before the new cache is made: only one is ever held
-            state = new_state(self.config.text, self.policy, rows, slots)
+            state = self._call(new_state, self.config.text, self.policy, rows, slots)
         return state
 
     def release(self, state: DecodeState) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from qwen_asr_jax.config import TextConfig
 from qwen_asr_jax.policy import Policy
@@ -56,17 +56,18 @@ class Chosen:
     finite: Array
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def new_state(config: TextConfig, policy: Policy, rows: int, slots: int) -> DecodeState:
-    """An empty state of fixed size: `rows` batch rows, `slots` cache slots each."""
+    """An empty state of fixed size: `rows` batch rows, `slots` cache slots each. One program makes all of it."""
     shape = (rows * config.num_kv_heads, slots, config.head_dim)
     return DecodeState(
         k_cache=tuple(jnp.zeros(shape, policy.cache) for _ in range(config.num_layers)),
         v_cache=tuple(jnp.zeros(shape, policy.cache) for _ in range(config.num_layers)),
-        length=jax.device_put(np.zeros(rows, np.int32)),
-        token=jax.device_put(np.zeros(rows, np.int32)),
-        done=jax.device_put(np.zeros(rows, bool)),
-        budget=jax.device_put(np.zeros(rows, np.int32)),
-        finite=jax.device_put(np.ones(rows, bool)),
+        length=jnp.zeros(rows, jnp.int32),
+        token=jnp.zeros(rows, jnp.int32),
+        done=jnp.zeros(rows, jnp.bool_),
+        budget=jnp.zeros(rows, jnp.int32),
+        finite=jnp.ones(rows, jnp.bool_),
     )
 
 

@@ -23,16 +23,16 @@ NO_TOKEN = -1
 """What `decode` returns where a row chose nothing because it had ended."""
 
 
-_MEL_ROWS = 16
+MEL_ROWS = 16
 """Spectra of more rows are made in groups: what lies between samples and features is ten times as large as these."""
 
 
 @functools.partial(jax.jit, static_argnames="num_mel_bins")
 def log_mel(samples: Array, num_frames: Array, *, num_mel_bins: int) -> Array:
     """`[B, padded samples]` float32 to `[B, A, M]` float32; see `ops.mel.log_mel`. B is at most 16, or a multiple of it."""
-    if samples.shape[0] <= _MEL_ROWS:
+    if samples.shape[0] <= MEL_ROWS:
         return mel.log_mel(samples, num_frames, num_mel_bins)
-    groups = samples.reshape(-1, _MEL_ROWS, samples.shape[1]), num_frames.reshape(-1, _MEL_ROWS)
+    groups = samples.reshape(-1, MEL_ROWS, samples.shape[1]), num_frames.reshape(-1, MEL_ROWS)
     out = jax.lax.map(lambda group: mel.log_mel(group[0], group[1], num_mel_bins), groups)
     return out.reshape(-1, *out.shape[2:])
 

@@ -21,15 +21,21 @@ MAX_CHUNKS_AT_ONCE = 64
 """The first convolution's output is 6 MB per chunk in float32; more chunks than this go through in groups."""
 
 _LEAN_CHUNKS = {"float32": 1, "bfloat16": 8, "float16": 8}
-"""On a GPU, groups of one clip, by compute dtype: nothing else that a clip needs beside weights and cache is as large as the 25
-(16 in half precision) MB of a chunk here, and weights of the 0.6B model with 30 s must fit 3.3 and 1.8 GB."""
+"""On a GPU, groups of one clip, by compute dtype. Beside weights and cache nothing is as large as what a chunk needs here, 25
+MB or, in half precision, 16; and the 0.6B model with 30 s of audio is to fit 3.3 GB, or 1.8."""
+
+_MANY_CHUNKS = 16
+"""On a GPU, groups of a batch; 12,800 rows in the largest product keep any of them busy."""
+
+_FEW_CHUNKS = 2
+"""So many are not worth a loop."""
 
 
 def chunks_at_once(n: int, compute_dtype: str) -> int:
     """Chunks that are convolved together, of `n`."""
-    if runtime.platform() != "cpu" and n <= MAX_CHUNKS_AT_ONCE:
-        return min(n, _LEAN_CHUNKS[compute_dtype])
-    return min(n, MAX_CHUNKS_AT_ONCE)
+    if runtime.platform() == "cpu" or n <= _FEW_CHUNKS:
+        return min(n, MAX_CHUNKS_AT_ONCE)
+    return min(n, _LEAN_CHUNKS[compute_dtype] if n <= MAX_CHUNKS_AT_ONCE else _MANY_CHUNKS)
 
 
 class Conv2d(nnx.Module):

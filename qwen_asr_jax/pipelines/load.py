@@ -7,15 +7,23 @@ import os
 import pathlib
 import re
 import time
+from collections.abc import Callable
 
 from qwen_asr_jax import kernels, runtime
 from qwen_asr_jax.config import ModelConfig, read_config
+from qwen_asr_jax.engine.buckets import Buckets
+from qwen_asr_jax.engine.memory_plan import MemoryPlan, device_limit, plan_memory
+from qwen_asr_jax.engine.programs import Workload
 from qwen_asr_jax.errors import BackendError, CheckpointError
 from qwen_asr_jax.pipelines.health import casts_to_float16, check_model
-from qwen_asr_jax.pipelines.offline import QwenASR
+from qwen_asr_jax.pipelines.offline import QwenASR, default_max_new_tokens
 from qwen_asr_jax.pipelines.run_config import EngineOptions
 from qwen_asr_jax.policy import DEFAULT_POLICY, Policy, get_policy
-from qwen_asr_jax.text.tokenizer import Tokenizer
+from qwen_asr_jax.text.prompt import build_prompt
+from qwen_asr_jax.text.tokenizer import Tokenizer, load_tokenizer
+
+PLANNED_S = 30.0
+"""Length of the clips that memory is planned for."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -29,6 +37,8 @@ def load_model(
     implementation: str = "auto",
     memory_fraction: float = 0.0,
     options: EngineOptions | None = None,
+    batch_size: int = 1,
+    on_plan: Callable[[MemoryPlan], None] | None = None,
 ) -> QwenASR:
     """Loads a Qwen3-ASR checkpoint.
 
@@ -44,6 +54,8 @@ def load_model(
       memory_fraction: most of a GPU's memory that the process may take, up to 1; 0 for XLA's own choice, three quarters. It is
         taken as needed. Refused on a CPU.
       options: shapes that the engine rounds to; None for the platform's defaults.
+      batch_size: clips at once, of `PLANNED_S` seconds each, that the device must have memory for.
+      on_plan: told how much that will be, before anything is loaded.
 
     Returns:
       The model; see `QwenASR.transcribe`. Under float16 its layers have been probed: where it holds values that are too large
@@ -52,11 +64,82 @@ def load_model(
     Raises:
       CheckpointError: the directory, its weights or its tokenizer cannot be used, or it holds no transcription model.
       UsageError: unknown policy or backend, or a number that makes no sense.
-      BackendError: the backend or the kernels are not there, or JAX was started differently before.
+      BackendError: the backend or the kernels are not there, the device has too little memory, or JAX was started differently
+        before.
     """
     policy = get_policy(policy)
     if implementation != "auto":
         policy = dataclasses.replace(policy, implementation=implementation)
+    opened = open_model(
+        model_dir, policy, backend=backend, threads=threads, memory_fraction=memory_fraction, options=options
+    )
+
+    from qwen_asr_jax.checkpoint.load import load_checkpoint
+    from qwen_asr_jax.engine.compilations import compilations
+    from qwen_asr_jax.engine.engine import Engine
+
+    compilations()  # counting starts here
+    start = time.perf_counter()
+    if on_plan is not None or device_limit() is not None:
+        plan = opened.plan(PLANNED_S, batch_size)
+        if on_plan is not None:
+            on_plan(plan)
+        plan.check()
+    checkpoint = load_checkpoint(opened.path, opened.config, opened.policy)
+    engine = Engine(checkpoint, opened.policy, opened.buckets, screen_head=opened.options.screen_head)
+    warnings = check_model(opened.path, engine, opened.tokenizer) if casts_to_float16(opened.policy) else ()
+    return QwenASR(
+        engine,
+        opened.tokenizer,
+        name=opened.path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir),
+        load_s=opened.seconds + time.perf_counter() - start,
+        path=opened.path,
+        warnings=warnings,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenedModel:
+    """All of a model but its weights.
+
+    Attributes:
+      path: its directory.
+      config: geometry and ids.
+      policy: with its kernels and projections chosen.
+      tokenizer: text to ids and back.
+      options: as asked for.
+      buckets: what these come to here.
+      seconds: how long opening took, JAX's start not counted.
+    """
+
+    path: pathlib.Path
+    config: ModelConfig
+    policy: Policy
+    tokenizer: Tokenizer
+    options: EngineOptions
+    buckets: Buckets
+    seconds: float
+
+    def workload(self, seconds: float, rows: int, new_tokens: int = 0) -> Workload:
+        """So many clips of so many seconds with the usual prompt; `new_tokens` 0 for the usual budget."""
+        prompt = len(build_prompt(self.tokenizer, 0).ids)
+        return Workload(seconds, rows, prompt, new_tokens or default_max_new_tokens(seconds))
+
+    def plan(self, seconds: float, rows: int) -> MemoryPlan:
+        """What such a workload needs of the device's memory."""
+        return plan_memory(self.config, self.policy, self.buckets, self.workload(seconds, rows), device_limit())
+
+
+def open_model(
+    model_dir: str | os.PathLike[str],
+    policy: Policy,
+    *,
+    backend: str = "auto",
+    threads: int = 0,
+    memory_fraction: float = 0.0,
+    options: EngineOptions | None = None,
+) -> OpenedModel:
+    """Reads everything but the weights, and starts JAX; arguments and errors as of `load_model`."""
     path = find_model(model_dir)
     config = read_config(path)
     if config.kind == "aligner":
@@ -65,22 +148,18 @@ def load_model(
         )
     runtime.configure(backend, threads, memory_fraction)
     policy = with_chosen_kernels(policy)
-
-    from qwen_asr_jax.checkpoint.load import load_checkpoint
-    from qwen_asr_jax.engine.compilations import compilations
-    from qwen_asr_jax.engine.engine import Engine
-    from qwen_asr_jax.text.tokenizer import load_tokenizer
-
-    compilations()  # counting starts here
     start = time.perf_counter()
     tokenizer = load_tokenizer(path)
-    config = reconcile(path, config, tokenizer)
-    checkpoint = load_checkpoint(path, config, policy)
     options = options or EngineOptions()
-    engine = Engine(checkpoint, policy, options.buckets(), screen_head=options.screen_head)
-    name = path.resolve().name if os.path.isdir(os.path.expanduser(model_dir)) else os.fspath(model_dir)
-    warnings = check_model(path, engine, tokenizer) if casts_to_float16(policy) else ()
-    return QwenASR(engine, tokenizer, name=name, load_s=time.perf_counter() - start, path=path, warnings=warnings)
+    return OpenedModel(
+        path=path,
+        config=reconcile(path, config, tokenizer),
+        policy=policy,
+        tokenizer=tokenizer,
+        options=options,
+        buckets=options.buckets(),
+        seconds=time.perf_counter() - start,
+    )
 
 
 def with_chosen_kernels(policy: Policy) -> Policy:

@@ -12,7 +12,7 @@ from types import TracebackType
 import jax
 import tqdm
 
-from qwen_asr_jax import kernels
+from qwen_asr_jax import kernels, runtime
 from qwen_asr_jax.audio.read import duration_seconds
 from qwen_asr_jax.cli import EXIT_FAILED, EXIT_OK, STARTED, warn
 from qwen_asr_jax.engine.compilations import compilations
@@ -150,6 +150,8 @@ class Reporter:
     def finish(self) -> int:
         """Closes the bar, names what failed, and returns the exit status."""
         self._bar.close()
+        if self._verbose and (peak := runtime.device_memory("peak_bytes_in_use")):
+            warn(f"most memory in use on the device: {peak / 1e9:.2f} GB")
         if self._failed and self._count > 1:
             warn(f"{len(self._failed)} of {self._count} inputs failed: {', '.join(self._failed)}")
         return EXIT_FAILED if self._failed else EXIT_OK

@@ -1,0 +1,94 @@
+"""Compiles ahead of time what transcribing clips of given lengths will run, so that no clip has to wait for the compiler.
+
+    python scripts/warmup.py --model_dir=DIR [--buckets=5,10,20,30] [--batch_sizes=1,64]
+
+Needs a model's config.json and tokenizer, not its weights. Programs are compiled beside each other and kept in the compilation
+cache (BUILD.md says where), from which every later process reads them, as long as jaxlib, device, flags and geometry stay the
+same. Printed: each program, how long it took and what memory it needs besides its arguments; how long all took, and how long
+reading them back takes. Exit status: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from qwen_asr_jax import cli, demo
+from qwen_asr_jax.errors import UsageError
+
+cli.define_model_flags()
+flags.adopt_module_key_flags(cli)
+flags.DEFINE_list("buckets", ["5", "10", "20", "30"], "Lengths of clips to be ready for, in seconds; shorter ones round up.")
+flags.DEFINE_list("batch_sizes", ["1"], "Clips at once, as given to transcribe.py.")
+flags.DEFINE_integer("max_new_tokens", 0, "Token budget per clip; 0 as transcribe.py scales it.", lower_bound=0)
+flags.DEFINE_integer("jobs", 0, "Programs to compile beside each other; 0 for one per CPU.", lower_bound=0)
+FLAGS = flags.FLAGS
+
+
+def numbers(name: str, kind: type, least: float, most: float) -> list:
+    """The values of a list flag.
+
+    Raises:
+      UsageError: there are none, or one is no such number.
+    """
+    try:
+        found = sorted({kind(each) for each in FLAGS[name].value})
+    except ValueError:
+        found = []
+    if not found or not least <= found[0] <= found[-1] <= most:
+        what = "whole numbers" if kind is int else "numbers"
+        raise UsageError(f"--{name} must be {what} from {least:g} to {most:g}, got {','.join(FLAGS[name].value)!r}")
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compiles, prints a table, and returns the exit status."""
+    if argv:
+        raise UsageError(f"unexpected argument {argv[0]!r}; usage: warmup.py --model_dir=DIR --buckets=SECONDS[,SECONDS...]")
+    lengths, sizes = numbers("buckets", float, 0.01, 3600), numbers("batch_sizes", int, 1, 256)
+
+    import tqdm
+    from tabulate import tabulate
+
+    from qwen_asr_jax import runtime
+    from qwen_asr_jax.pipelines.load import open_model
+    from qwen_asr_jax.pipelines.warmup import warm_up
+
+    policy, options = cli.policy_from_flags()
+    opened = open_model(
+        FLAGS.model_dir or demo.MODEL_DIR,
+        policy,
+        backend=FLAGS.backend,
+        threads=FLAGS.threads,
+        memory_fraction=FLAGS.memory_fraction,
+        options=options,
+    )
+    cli.warn_of_missing_kernels(policy)
+    cli.warn(f"memory for {opened.plan(lengths[-1], sizes[-1])}")
+    with tqdm.tqdm(unit="program", disable=not sys.stderr.isatty()) as bar:
+        done = warm_up(
+            opened,
+            lengths,
+            sizes,
+            new_tokens=FLAGS.max_new_tokens,
+            jobs=FLAGS.jobs or runtime.default_threads(),
+            on_start=bar.reset,
+            on_done=lambda _: bar.update(),
+        )
+    cells = [
+        [each.name, f"{each.seconds:.2f}", "-" if each.temp_bytes is None else f"{each.temp_bytes / 1e6:.1f}"]
+        for each in done.compiled
+    ]
+    headers = ["program", "seconds", "temporaries, MB"]
+    print(tabulate(cells, headers=headers, disable_numparse=True, colalign=("left", "right", "right")))
+    print(
+        f"{len(cells)} programs ready in {done.seconds:.1f} s, {done.from_cache} of them read from {runtime.cache_dir()};"
+        f" from there, all take {done.again_s:.1f} s"
+    )
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    cli.run(main)
