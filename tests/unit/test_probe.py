@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qwen_asr_jax import demo
+from qwen_asr_jax import demo, runtime
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.bench.accuracy import measure_accuracy
 from qwen_asr_jax.checkpoint.random_checkpoint import MODELS, write_random_checkpoint
@@ -82,8 +82,13 @@ def test_a_nan_is_named_when_a_transcription_ends_with_one(tmp_path, tiny_origin
 
 
 def test_an_overflow_that_the_probe_does_not_see_keeps_the_usual_remedy(model, monkeypatch):
-    features = model.engine.encode
-    monkeypatch.setattr(model.engine, "encode", lambda *args: features(*args).at[0].set(np.nan))
+    encode = model.engine.encode
+
+    def poisoned(*args):
+        found = encode(*args)
+        return dataclasses.replace(found, arrays=(found.arrays[0].at[0].set(np.nan),))
+
+    monkeypatch.setattr(model.engine, "encode", poisoned)
     with pytest.raises(QwenASRError, match=r"activations\); use --policy=bf16 or --policy=fp32$"):
         model.transcribe(synthetic(0.5), max_new_tokens=2)
 
@@ -226,3 +231,18 @@ def test_float16_chooses_as_float32_where_the_choice_is_clear(tmp_path):
     assert row.clear >= 12
     assert row.clear_agreed >= 0.99 * row.clear
     assert row.mean_error < 0.01 * row.spread
+
+
+@pytest.mark.parametrize("policy", PRESETS)
+def test_a_gpus_programs_are_probed_alike(tiny_original, policy):
+    """Fused projections, and convolutions in groups."""
+    readings = []
+    for platform in ("cpu", "gpu"):
+        with runtime.lowering_for(platform):
+            model = load_model(tiny_original, policy, implementation="xla")
+            assert model.engine.policy.fused == (platform == "gpu")
+            readings.append(probe(model.engine, model.tokenizer))
+    here, there = readings
+    assert [r.name for r in there] == [r.name for r in here]
+    assert all(r.finite for r in there)
+    np.testing.assert_allclose([r.largest for r in there], [r.largest for r in here], rtol=0.02)
