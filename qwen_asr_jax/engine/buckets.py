@@ -109,5 +109,5 @@ def default_buckets(platform: str) -> Buckets:
         cache_ahead=64,
         prefill_block=2048,
         prefill_tokens=8192,
-        steps_per_check=4,
+        steps_per_check=2,
     )

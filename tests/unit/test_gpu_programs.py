@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_asr_jax import kernels, runtime
+from qwen_asr_jax import demo, kernels, runtime
 from qwen_asr_jax.checkpoint.key_map import leaves
 from qwen_asr_jax.checkpoint.load import abstract_model
 from qwen_asr_jax.checkpoint.random_checkpoint import MODELS
@@ -20,7 +20,8 @@ from qwen_asr_jax.engine import verbs
 from qwen_asr_jax.engine.buckets import default_buckets
 from qwen_asr_jax.engine.state import new_state
 from qwen_asr_jax.ops import kv_cache
-from qwen_asr_jax.pipelines.load import with_chosen_kernels
+from qwen_asr_jax.pipelines.load import load_model, with_chosen_kernels
+from qwen_asr_jax.pipelines.run_config import EngineOptions
 from qwen_asr_jax.policy import PRESETS
 from tests.unit.test_ops import normal
 
@@ -217,3 +218,18 @@ def test_the_platform_is_only_borrowed():
             assert kernels.choose("auto") == "xla"
         assert runtime.platform() == "cpu"
     assert runtime.platform() == before
+
+
+@pytest.mark.parametrize("policy", PRESETS)
+def test_the_demonstration_model_understands_its_clips_as_a_gpu_would_run_it(policy):
+    """Fused, in a batch that is encoded by window, with caches that grow and a batch that shrinks."""
+    clips = demo.clips()
+    wanted = {name: clip.text for name, clip in clips.items()}
+    order = [*clips, *clips, *clips]
+    with runtime.lowering_for("gpu"):
+        model = load_model(demo.MODEL_DIR, policy, options=EngineOptions(cache_ahead=8, prefill_tokens=1024))
+        assert model.engine.policy.fused
+        solo = {name: model.transcribe(clip.path).text for name, clip in clips.items()}
+        batch = model.transcribe([clips[name].path for name in order])
+    assert solo == wanted
+    assert [result.text for result in batch] == [wanted[name] for name in order]
