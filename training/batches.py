@@ -156,7 +156,7 @@ def make_batch(clips: list[Clip], contexts: list[str], tokenizer: Tokenizer, con
     )
     for row, (clip, context) in enumerate(zip(clips, contexts, strict=True)):
         samples = np.pad(clip.samples, (0, max(0, frames.MIN_SAMPLES - len(clip.samples))))
-        batch.samples[row] = reflect_pad(samples, total_frames)
+        batch.samples[row] = reflect_pad([samples], total_frames, 1)[0]
         batch.num_frames[row] = frames.num_frames(len(samples))
         batch.num_audio_tokens[row] = frames.num_audio_tokens(int(batch.num_frames[row]), audio)
         answer, letters = _answer(tokenizer, clip), _spelled(clip)

@@ -91,8 +91,7 @@ class Engine:
         valid = [frames.num_frames(len(w)) for w in waveforms]
         total = self.buckets.chunks(frames.num_chunks(max(valid), audio)) * audio.chunk_frames
         rows = self.buckets.rows(len(waveforms))
-        samples = np.stack([reflect_pad(w, total) for w in waveforms])
-        samples = np.pad(samples, ((0, rows - len(waveforms)), (0, 0)))
+        samples = reflect_pad(waveforms, total, rows)
         num_frames = np.zeros(rows, np.int32)
         num_frames[: len(valid)] = valid
         return self._call(verbs.log_mel, samples, num_frames, num_mel_bins=audio.num_mel_bins)

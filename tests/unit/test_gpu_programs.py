@@ -220,12 +220,12 @@ def test_the_platform_is_only_borrowed():
     assert runtime.platform() == before
 
 
-@pytest.mark.parametrize("policy", PRESETS)
+@pytest.mark.parametrize("policy", ["fp32", "fp16", "int8"])
 def test_the_demonstration_model_understands_its_clips_as_a_gpu_would_run_it(policy):
     """Fused, in a batch that is encoded by window, with caches that grow and a batch that shrinks."""
     clips = demo.clips()
     wanted = {name: clip.text for name, clip in clips.items()}
-    order = [*clips, *clips, *clips]
+    order = [*clips, *clips]
     with runtime.lowering_for("gpu"):
         model = load_model(demo.MODEL_DIR, policy, options=EngineOptions(cache_ahead=8, prefill_tokens=1024))
         assert model.engine.policy.fused

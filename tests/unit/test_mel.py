@@ -8,7 +8,7 @@ import pytest
 
 from qwen_asr_jax.audio.frames import num_audio_tokens, num_chunks, num_frames
 from qwen_asr_jax.checkpoint.random_checkpoint import MODELS
-from qwen_asr_jax.ops.mel import log_mel, mel_filters, reflect_pad
+from qwen_asr_jax.ops.mel import log_mel, mel_filters, padded_samples, reflect_pad
 from tests.audio_samples import synthetic
 
 AUDIO = MODELS["0.6b"].audio
@@ -17,7 +17,7 @@ AUDIO = MODELS["0.6b"].audio
 def run(samples: np.ndarray, padded_frames: int | None = None) -> np.ndarray:
     frames = num_frames(len(samples))
     total = padded_frames or frames
-    return np.asarray(log_mel(jnp.asarray(reflect_pad(samples, total)[None]), jnp.asarray([frames], jnp.int32), 128))[0]
+    return np.asarray(log_mel(jnp.asarray(reflect_pad([samples], total, 1)), jnp.asarray([frames], jnp.int32), 128))[0]
 
 
 def float64_reference(x: np.ndarray) -> np.ndarray:
@@ -69,9 +69,22 @@ def test_padding_frames_change_nothing_and_are_zero():
 
 def test_level_of_a_loud_neighbour_does_not_leak():
     quiet, loud = 1e-3 * synthetic(1.0, seed=1), synthetic(1.0, seed=2)
-    both = np.stack([reflect_pad(quiet, 100), reflect_pad(loud, 100)])
+    both = reflect_pad([quiet, loud], 100, 2)
     batch = np.asarray(log_mel(jnp.asarray(both), jnp.asarray([100, 100], jnp.int32), 128))
     np.testing.assert_allclose(batch[0], run(quiet), atol=2e-6)
+
+
+@pytest.mark.parametrize("num_samples", [201, 8000, 15_999, 16_000, 16_159])
+def test_clips_are_mirrored_at_both_ends(num_samples):
+    """The last of a clip's samples may lie beyond its frames: there are as many as whole hops."""
+    clips = [synthetic(2.0)[:num_samples], synthetic(2.0, seed=1)[:300]]
+    padded = reflect_pad(clips, 100, 4)
+    assert padded.shape == (4, padded_samples(100))
+    for row, clip in zip(padded, clips, strict=False):
+        mirrored = np.pad(clip, 200, mode="reflect")[: len(row)]
+        np.testing.assert_array_equal(row[: len(mirrored)], mirrored)
+        assert not row[len(mirrored) :].any()
+    assert not padded[2:].any()
 
 
 def test_token_arithmetic_matches_three_strided_convolutions():
