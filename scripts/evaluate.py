@@ -22,6 +22,7 @@ from absl import flags
 from qwen_asr_jax import cli
 from qwen_asr_jax.errors import UsageError
 from qwen_asr_jax.evaluation.normalize import NORMALIZERS
+from qwen_asr_jax.pipelines.batches import AUDIO_WORKERS_HELP, MAX_AUDIO_WORKERS, MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
     from qwen_asr_jax.evaluation.manifest import Clip
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 RUN_FLAGS = (
     *("model_dir", "policy", "config", "backend", "implementation", "threads", "memory_fraction"),
-    *("output", "batch_size", "language"),
+    *("output", "batch_size", "audio_workers", "language"),
 )
 
 cli.define_model_flags()
@@ -43,7 +44,8 @@ flags.DEFINE_string("report", None, "Only print the tables of this file of resul
 flags.DEFINE_list("group_by", [], "Fields of the manifest whose values get rows of their own; set+voice for both together.")
 flags.DEFINE_enum("normalizer", "whisper", list(NORMALIZERS), "What is done to texts before they are compared.")
 flags.DEFINE_string("language", None, "Force this language (name or code); detected when not given.")
-flags.DEFINE_integer("batch_size", 8, "Clips to run at once.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 8, "Clips to run at once.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
+flags.DEFINE_integer("audio_workers", None, AUDIO_WORKERS_HELP, lower_bound=0, upper_bound=MAX_AUDIO_WORKERS)
 flags.DEFINE_integer("limit", 0, "Only so many of the manifest's first clips; 0 for all.", lower_bound=0)
 flags.DEFINE_integer("worst", 0, "List so many clips with the most errors, words aligned.", lower_bound=0)
 flags.DEFINE_string("markdown", None, "Write the tables to this file, too.")
@@ -113,7 +115,7 @@ def transcribe(clips: Sequence[Clip]) -> tuple[Selection, int]:
         results, remarks = open_results(output)
         for remark in remarks:
             cli.warn(remark)
-        model = cli.load_from_flags()
+        model = cli.load_from_flags(FLAGS.batch_size)
 
         from qwen_asr_jax.evaluation.transcribe import describe, run_of, transcribe_clips
 
@@ -124,7 +126,8 @@ def transcribe(clips: Sequence[Clip]) -> tuple[Selection, int]:
                 f"{len(there)} of {len(clips)} clips are in {output} already, transcribed by the same model and settings"
             )
         left = [clip for clip in clips if clip.id not in there]
-        done = transcribe_clips(model, run, left, output, batch_size=FLAGS.batch_size)
+        how = {"batch_size": FLAGS.batch_size, "audio_workers": FLAGS.audio_workers}
+        done = transcribe_clips(model, run, left, output, **how)
         results, _ = read_results(output)
     if FLAGS.verbose:
         cli.warn(describe(model))

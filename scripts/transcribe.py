@@ -17,6 +17,7 @@ from absl import flags
 
 from qwen_asr_jax import cli
 from qwen_asr_jax.errors import AudioError, QwenASRError, UsageError
+from qwen_asr_jax.pipelines.batches import AUDIO_WORKERS_HELP, MAX_AUDIO_WORKERS, MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
     from qwen_asr_jax.audio.read import Waveform
@@ -26,7 +27,8 @@ flags.adopt_module_key_flags(cli)
 flags.DEFINE_string("language", None, "Force this language (name or code); detected when not given.")
 flags.DEFINE_string("context", "", "Text that biases recognition: names, terms, a topic.")
 flags.DEFINE_integer("max_new_tokens", 0, "Token budget per input; 0 scales it with the audio's length.", lower_bound=0)
-flags.DEFINE_integer("batch_size", 1, "Inputs to run at once.", lower_bound=1)
+flags.DEFINE_integer("batch_size", 1, "Inputs to run at once.", lower_bound=1, upper_bound=MAX_BATCH_SIZE)
+flags.DEFINE_integer("audio_workers", None, AUDIO_WORKERS_HELP, lower_bound=0, upper_bound=MAX_AUDIO_WORKERS)
 flags.DEFINE_enum("output_format", "txt", ["txt", "json"], "The transcript, or one JSON object per line.", short_name="f")
 flags.DEFINE_string("output_dir", None, "Write one file per input there instead of printing.", short_name="o")
 flags.DEFINE_enum("stdin_format", "auto", ["auto", "s16le"], "What - is: an audio file, or raw 16-bit 16 kHz mono PCM.")
@@ -73,7 +75,8 @@ def main(names: Sequence[str]) -> int:
             except QwenASRError as e:
                 reporter.show(names[0], None, e)
             return reporter.finish()
-        results = model.transcribe_iter(inputs, batch_size=FLAGS.batch_size, on_progress=reporter.show_progress, **request)
+        how = {"batch_size": FLAGS.batch_size, "audio_workers": FLAGS.audio_workers}
+        results = model.transcribe_iter(inputs, on_progress=reporter.show_progress, **how, **request)
         for name, target, result in zip(names, targets, results, strict=True):
             reporter.show(name, target, result)
         return reporter.finish()

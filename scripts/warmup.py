@@ -17,6 +17,7 @@ from absl import flags
 
 from qwen_asr_jax import cli, demo
 from qwen_asr_jax.errors import UsageError
+from qwen_asr_jax.pipelines.batches import MAX_BATCH_SIZE
 
 cli.define_model_flags()
 flags.adopt_module_key_flags(cli)
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     """Compiles, prints a table, and returns the exit status."""
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}; usage: warmup.py --model_dir=DIR --buckets=SECONDS[,SECONDS...]")
-    lengths, sizes = numbers("buckets", float, 0.01, 3600), numbers("batch_sizes", int, 1, 256)
+    lengths, sizes = numbers("buckets", float, 0.01, 3600), numbers("batch_sizes", int, 1, MAX_BATCH_SIZE)
 
     import tqdm
     from tabulate import tabulate

@@ -15,6 +15,7 @@ import tqdm
 
 import qwen_asr_jax
 from qwen_asr_jax import kernels
+from qwen_asr_jax.audio.ahead import AnyThread
 from qwen_asr_jax.audio.read import Waveform, duration_seconds, read_audio
 from qwen_asr_jax.bench.environment import device_name, environment, fingerprint, now
 from qwen_asr_jax.cli import warn
@@ -95,7 +96,15 @@ class Done:
     failed: list[str]
 
 
-def transcribe_clips(model: QwenASR, run: Run, clips: Sequence[Clip], output: pathlib.Path, *, batch_size: int) -> Done:
+def transcribe_clips(
+    model: QwenASR,
+    run: Run,
+    clips: Sequence[Clip],
+    output: pathlib.Path,
+    *,
+    batch_size: int,
+    audio_workers: int | None = None,
+) -> Done:
     """Transcribes the clips and appends a line for each to `output`; one that fails is said, and the others go on.
 
     With a batch size above 1 short clips come first, so that batches hold clips of like length and each can be written when
@@ -107,6 +116,7 @@ def transcribe_clips(model: QwenASR, run: Run, clips: Sequence[Clip], output: pa
       clips: of one manifest.
       output: file of results.
       batch_size: clips to run at once.
+      audio_workers: as for `QwenASR.transcribe_iter`.
 
     Raises:
       OutputError: a line cannot be written.
@@ -115,9 +125,11 @@ def transcribe_clips(model: QwenASR, run: Run, clips: Sequence[Clip], output: pa
     if batch_size > 1:
         clips = sorted(clips, key=lambda clip: seconds[clip.id])
     done, where = Done({}, []), _provenance()
-    inputs = [functools.partial(_read, clip, done.audio) for clip in clips]
+    inputs = [AnyThread(functools.partial(_read, clip, done.audio)) for clip in clips]
     with _progress(sum(seconds.values())) as bar:
-        results = model.transcribe_iter(inputs, language=run.options.get("language"), batch_size=batch_size)
+        results = model.transcribe_iter(
+            inputs, language=run.options.get("language"), batch_size=batch_size, audio_workers=audio_workers
+        )
         for i, (clip, result) in enumerate(zip(clips, results, strict=True), 1):
             append_result(output, _line(clip, result, run, done.audio.get(clip.id), where))
             problems = (

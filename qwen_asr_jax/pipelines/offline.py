@@ -9,16 +9,18 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeAlias, overload
+from typing import overload
 
 import jax
 import numpy as np
 
+from qwen_asr_jax.audio.ahead import HELD_S, Read, ReadAhead, Source, default_workers, read_source
 from qwen_asr_jax.audio.frames import SAMPLE_RATE, num_audio_tokens, num_frames
-from qwen_asr_jax.audio.read import AudioInput, Waveform, read_audio
+from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.engine.engine import Engine
 from qwen_asr_jax.engine.verbs import NO_TOKEN
 from qwen_asr_jax.errors import AudioTooLongError, QwenASRError, UsageError
+from qwen_asr_jax.pipelines.batches import check_batching, group_size, groups
 from qwen_asr_jax.pipelines.health import overflow_remedy
 from qwen_asr_jax.pipelines.result import Timings, Transcription
 from qwen_asr_jax.text.languages import resolve_language
@@ -29,17 +31,12 @@ from qwen_asr_jax.text.tokenizer import Tokenizer
 STREAM_STEPS = 4
 """Tokens per device call while text streams out; without a listener whole chunks run."""
 
-_LOOKAHEAD_BATCHES = 4
 _TOKENS_PER_SECOND = 4.0  # rough speech rate, for progress estimates only
 
 
 def default_max_new_tokens(seconds: float) -> int:
     """Token budget for a clip: `min(4096, 64 + 16 * seconds)`, several times what fast speech needs."""
     return min(4096, 64 + 16 * math.ceil(seconds))
-
-
-Source: TypeAlias = AudioInput | Waveform | Callable[[], Waveform]
-"""What can be transcribed: an `AudioInput`, a clip that has been read, or a function that reads one when its turn comes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +102,7 @@ class QwenASR:
         *,
         max_new_tokens: int = 0,
         batch_size: int = 16,
+        audio_workers: int | None = None,
         on_text: Callable[[str], None] | None = None,
     ) -> Transcription | list[Transcription]:
         """Transcribes one input, or a list of them in batches.
@@ -116,6 +114,7 @@ class QwenASR:
           context: free text that biases recognition: names, terms, a topic.
           max_new_tokens: token budget; 0 scales it with the audio's length.
           batch_size: with a list, most inputs to run at once.
+          audio_workers: with a list, as for `transcribe_iter`.
           on_text: called with each new piece of text as it is decoded; one input only. The pieces make up the result's text,
             unless a loop had to be taken out of that in the end.
 
@@ -123,18 +122,16 @@ class QwenASR:
           The result, or a list of results in the order of the inputs.
 
         Raises:
-          AudioError, UsageError: an input or argument cannot be used; in a list, the first one that cannot.
+          AudioError, UsageError: an input or argument cannot be used; in a list, the first one that cannot, before any that is
+            sorted with it is run.
         """
         language = self._checked(language, context, max_new_tokens)
         if isinstance(audio, list):
             if on_text is not None:
                 raise UsageError("on_text works for one input at a time, not for a list")
-            if batch_size < 1:
-                raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-            # All are read before any is run.
-            jobs = [self.prepare(each, language, context, max_new_tokens) for each in audio]
-            found = dict(self._run_sorted(dict(enumerate(jobs)), language, batch_size))
-            return [_raised(found[i]) for i in range(len(jobs))]
+            check_batching(batch_size, audio_workers)
+            request = (language, context, max_new_tokens)
+            return [_raised(each) for each in self._run_all(audio, request, batch_size, audio_workers, strict=True)]
         job = self.prepare(audio, language, context, max_new_tokens)
         return _raised(self._run([job], language, on_text=on_text)[0])
 
@@ -146,39 +143,64 @@ class QwenASR:
         context: str = "",
         max_new_tokens: int = 0,
         batch_size: int = 1,
+        audio_workers: int | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> Iterator[Transcription | QwenASRError]:
         """Transcribes many inputs; yields results in order, and the error in the place of each input that fails.
 
-        With a batch size above 1, clips are read a few batches ahead and sorted by length, so that a batch holds similar ones.
+        With a batch size above 1, clips are sorted by length a few batches at a time, so that a batch holds similar ones. The
+        next few batches are read while these run; any number of inputs takes bounded memory.
 
         Args:
           batch_size: clips to run at once.
+          audio_workers: threads that read inputs ahead, in which functions and file objects are not read; 0 reads each in the
+            calling thread when its turn comes; None is 0 for a batch size of 1, else up to one per core.
           on_progress: called with seconds of audio done so far; within a batch this is an estimate.
 
         Raises:
           UsageError: an argument cannot be used (before the first input is read).
         """
-        if batch_size < 1:
-            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        check_batching(batch_size, audio_workers)
         language = self._checked(language, context, max_new_tokens)
+        yield from self._run_all(inputs, (language, context, max_new_tokens), batch_size, audio_workers, on_progress)
+
+    def _run_all(
+        self,
+        inputs: Iterable[Source],
+        request: tuple[str | None, str, int],
+        batch_size: int,
+        audio_workers: int | None,
+        on_progress: Callable[[float], None] | None = None,
+        strict: bool = False,
+    ) -> Iterator[Transcription | QwenASRError]:
+        """Results in the order of the inputs; `strict` raises the first error of a group before that is run.
+
+        Args:
+          request: what `prepare` takes behind the input.
+        """
+        workers = default_workers(batch_size) if audio_workers is None else audio_workers
         done_s = 0.0
-        for group in _grouped(inputs, 1 if batch_size == 1 else batch_size * _LOOKAHEAD_BATCHES):
-            results: dict[int, Transcription | QwenASRError] = {}
-            jobs: dict[int, Job] = {}
-            for i, audio in enumerate(group):
-                try:
-                    jobs[i] = self.prepare(audio, language, context, max_new_tokens)
-                except QwenASRError as e:
-                    results[i] = e
-            next_one = 0
-            for done, result in self._run_sorted(jobs, language, batch_size, on_progress, done_s):
-                results[done] = result
-                while next_one in results:
-                    yield results.pop(next_one)
-                    next_one += 1
-            yield from (results[i] for i in range(next_one, len(group)))
-            done_s += sum(job.waveform.duration_s for job in jobs.values())
+        with ReadAhead(inputs, workers, clips=max(group_size(batch_size), 2 * workers)) as reads:
+            for group in groups(reads, batch_size, HELD_S * SAMPLE_RATE):
+                results: dict[int, Transcription | QwenASRError] = {}
+                jobs: dict[int, Job] = {}
+                for i, read in enumerate(group):
+                    try:
+                        jobs[i] = self._job(read, *request)
+                    except QwenASRError as e:
+                        if strict:
+                            raise
+                        results[i] = e
+                next_one = 0
+                for done, result in self._run_sorted(jobs, request[0], batch_size, on_progress, done_s):
+                    results[done] = result
+                    while next_one in results:
+                        yield results.pop(next_one)
+                        next_one += 1
+                yield from (results[i] for i in range(next_one, len(group)))
+                done_s += sum(job.waveform.duration_s for job in jobs.values())
+                del read, jobs  # the next group is gathered before the names are used again
+                group.clear()
 
     def _run_sorted(
         self,
@@ -219,17 +241,19 @@ class QwenASR:
         Raises:
           AudioError: it cannot be read, or is too long.
         """
-        start = time.perf_counter()
-        if callable(audio):
-            audio = audio()
-        waveform = audio if isinstance(audio, Waveform) else read_audio(audio)
-        load_ms = (time.perf_counter() - start) * 1e3
+        return self._job(read_source(audio), language, context, max_new_tokens)
+
+    def _job(self, read: Read, language: str | None, context: str, max_new_tokens: int) -> Job:
+        """The input, fitted into the model's positions; or the error that came of it."""
+        if isinstance(read.found, QwenASRError):
+            raise read.found
+        waveform = read.found
         prompt = build_prompt(
             self.tokenizer, self.engine.num_audio_tokens(len(waveform.samples)), context=context, language=language
         )
         budget = max_new_tokens or default_max_new_tokens(waveform.duration_s)
         self._check_fits(waveform, prompt, budget, scaled=max_new_tokens == 0)
-        return Job(waveform, load_ms, prompt, budget)
+        return Job(waveform, read.load_ms, prompt, budget)
 
     def _check_fits(self, waveform: Waveform, prompt: Prompt, budget: int, scaled: bool) -> None:
         positions = self.engine.config.text.max_positions
@@ -388,14 +412,3 @@ def _raised(result: Transcription | QwenASRError) -> Transcription:
     if isinstance(result, QwenASRError):
         raise result
     return result
-
-
-def _grouped(inputs: Iterable[Source], size: int) -> Iterator[list[Source]]:
-    group: list[Source] = []
-    for item in inputs:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -52,10 +52,12 @@ class Reporter:
         self._count = len(names)
         self._streamed = ""
         self.streams = len(names) == 1 and targets[0] is None and output_format == "txt" and sys.stdout.isatty()
-        self._durations = {name: None if name == "-" else duration_seconds(name) for name in names}
+        hidden = self.streams or not sys.stderr.isatty()
+        # Only for the bar: every file is opened.
+        self._durations = {name: None if name == "-" or hidden else duration_seconds(name) for name in names}
         self._failed_s = 0.0
         total_s = sum(d for d in self._durations.values() if d is not None)
-        hidden = self.streams or not sys.stderr.isatty() or (len(names) == 1 and total_s < LONG_S)
+        hidden = hidden or (len(names) == 1 and total_s < LONG_S)
         self._bar = tqdm.tqdm(
             total=round(total_s, 1),
             disable=hidden,

@@ -130,6 +130,23 @@ def test_one_json_object_per_input_in_order(tiny_original, model, wavs):
             assert line.startswith(f"transcribe.py: warning: {result.name}: stopped after {len(result.tokens)} tokens")
 
 
+def test_reading_ahead_changes_no_byte(tiny_original, tmp_path):
+    paths = [tmp_path / "absent.wav", tmp_path / "text.wav"]
+    paths[1].write_bytes(b"no audio")
+    for i, (suffix, rate) in enumerate((("mp3", 48000), ("flac", 44100), ("wav", RATE), ("wav", 8000), ("ogg", RATE)) * 2):
+        paths.insert(3 * i % (len(paths) + 1), tmp_path / f"{i}.{suffix}")
+        soundfile.write(tmp_path / f"{i}.{suffix}", synthetic(0.3 + 0.2 * i, i, rate), rate)
+    options = ("--batch_size=8", "--max_new_tokens=8")
+    at_once, ahead = (
+        transcribe(
+            tiny_original, *paths, "-", *options, f"--audio_workers={workers}", stdin=paths[-1].read_bytes(), status=1
+        )
+        for workers in (0, 2)
+    )
+    assert ahead == at_once
+    assert "2 of 13 inputs failed" in ahead[1]
+
+
 @pytest.mark.parametrize(
     "variables", [{}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["utf-8", "C"]
 )
@@ -254,7 +271,9 @@ def test_one_bad_input_does_not_stop_the_others(tiny_original, bf16, wavs, tmp_p
         (["a.wav", "--model_dir=m", "--colour=red"], ["colour"]),
         (["-", "-", "--model_dir=m"], ["only once"]),
         (["a.wav", "--model_dir=m", "--policy=bf16", "--config=configs/bf16.py"], ["--policy", "--config"]),
-        (["a.wav", "--model_dir=m", "--batch_size=0"], ["batch_size", "0"]),
+        (["a.wav", "--model_dir=m", "--batch_size=0"], ["batch_size", "0", "256"]),
+        (["a.wav", "--model_dir=m", "--batch_size=257"], ["batch_size", "257", "256"]),
+        (["a.wav", "--model_dir=m", "--audio_workers=-1"], ["audio_workers", "-1", "64"]),
         (["a.wav", "--model_dir=m", "--config=configs/bf16.py", "--config.policy.colour=red"], ["colour"]),
         (["a.wav", "--model_dir=m", "--config=configs/bf16.py", "--config.policy.cache_dtype=float9"], ["float9"]),
         (["a.wav", "--model_dir=m", "--config=configs/bf16.py", "--config.engine.decode_chunk=x"], ["decode_chunk"]),
@@ -389,7 +408,8 @@ def test_checkpoint_scripts_fail_with_one_line_and_leave_nothing(tmp_path, statu
     [
         (
             "transcribe",
-            "model_dir policy config implementation backend threads language context batch_size output_format output_dir",
+            "model_dir policy config implementation backend threads language context batch_size audio_workers output_format"
+            " output_dir",
         ),
         ("make_checkpoint", "preset layout seed out tokenizer_dir"),
         ("convert_checkpoint", "model_dir out policy"),

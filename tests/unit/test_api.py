@@ -13,9 +13,11 @@ import soundfile
 
 import qwen_asr_jax
 from qwen_asr_jax import QwenASRError, Timings, Transcription, load_model
-from qwen_asr_jax.audio.read import read_audio
+from qwen_asr_jax.audio.ahead import Read
+from qwen_asr_jax.audio.read import Waveform, read_audio
 from qwen_asr_jax.engine.compilations import compilations
 from qwen_asr_jax.errors import AudioError, AudioTooLongError, BackendError, UsageError
+from qwen_asr_jax.pipelines.batches import groups
 from qwen_asr_jax.text.languages import LANGUAGE_CODES
 from qwen_asr_jax.text.prompt import build_prompt
 from tests.audio_samples import RATE, synthetic
@@ -94,6 +96,59 @@ def test_transcribe_iter_keeps_the_order_at_any_batch_size(model, clips, solo, b
     assert [r.tokens for r in results] == [solo[i].tokens for i in order]
 
 
+def test_threads_that_read_ahead_change_nothing(model, clips, tmp_path):
+    """Nine files in batches of two: a group of eight, and one that is read while these run."""
+    paths = []
+    for i, at in enumerate((1, 0, 2, 0, 1, 1, 0, 2, 0)):
+        paths.append(tmp_path / f"{i}.wav")
+        paths[-1].write_bytes(wav(clips[at]) if i != 4 else b"no audio")
+
+    def results(workers):
+        found = list(model.transcribe_iter(paths, batch_size=2, audio_workers=workers, max_new_tokens=8))
+        texts = [str(each) if isinstance(each, QwenASRError) else each.text for each in found]
+        return texts, [getattr(each, "tokens", None) for each in found], [getattr(each, "batch_size", 0) for each in found]
+
+    wanted = results(0)
+    assert wanted[2] == [2, 2, 2, 2, 0, 2, 2, 1, 1]
+    assert results(2) == results(None) == wanted
+    del paths[4]
+    assert [each.tokens for each in model.transcribe(paths, max_new_tokens=8, audio_workers=2)] == [*filter(None, wanted[1])]
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_first_results_come_while_later_inputs_are_unread(model, clips, tmp_path, workers):
+    """Batches of two are sorted in groups of eight, and eight more may be read while a group runs."""
+    path = tmp_path / "clip.wav"
+    path.write_bytes(wav(clips[0]))
+    pulled = 0
+
+    def inputs():
+        nonlocal pulled
+        for _ in range(50):
+            pulled += 1
+            yield path
+
+    results = model.transcribe_iter(inputs(), batch_size=2, audio_workers=workers, max_new_tokens=1)
+    for i, result in enumerate(results):
+        assert isinstance(result, Transcription)
+        assert pulled <= i // 8 * 8 + 8 + 8 * (workers > 0)
+    assert (i, pulled) == (49, 50)
+
+
+def test_a_list_with_a_bad_input_raises_before_those_sorted_with_it_are_run(model, clips, monkeypatch):
+    monkeypatch.setattr(model.engine, "encode", lambda *_: pytest.fail("a batch was run"))
+    with pytest.raises(AudioError, match="<8 bytes>"):
+        model.transcribe([clips[0], b"no audio"], batch_size=1 + 1)
+
+
+def test_long_audio_makes_groups_smaller_but_batches_whole():
+    reads = [Read(Waveform(str(i), np.zeros(10, np.float32), 1.0), 0.0) for i in range(10)]
+    assert [len(group) for group in groups(reads, 2, most_samples=1000)] == [8, 2]
+    assert [len(group) for group in groups(reads, 2, most_samples=30)] == [4, 4, 2]
+    assert [len(group) for group in groups(reads, 2, most_samples=1)] == [2] * 5
+    assert [len(group) for group in groups(reads, 1, most_samples=1000)] == [1] * 10
+
+
 def test_a_result_is_frozen_and_has_the_promised_fields(model, solo):
     result = solo[0]
     assert isinstance(result, Transcription)
@@ -164,7 +219,14 @@ def test_an_unknown_language_lists_the_known_ones(model, clips, call):
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_new_tokens": -1}, {"batch_size": 0}, {"batch_size": -2}, {"language": "Klingon"}],
+    [
+        {"max_new_tokens": -1},
+        {"batch_size": 0},
+        {"batch_size": 257},
+        {"audio_workers": -1},
+        {"audio_workers": 65},
+        {"language": "Klingon"},
+    ],
     ids=lambda o: next(iter(o)),
 )
 def test_wrong_arguments_fail_before_any_input_is_read(model, options):
@@ -173,7 +235,9 @@ def test_wrong_arguments_fail_before_any_input_is_read(model, options):
 
     with pytest.raises(UsageError, match="Klingon" if "language" in options else next(iter(options))):
         list(model.transcribe_iter([reader], **options))
-    if "batch_size" not in options:
+    with pytest.raises(UsageError):
+        model.transcribe([reader], **options)
+    if not options.keys() & {"batch_size", "audio_workers"}:
         with pytest.raises(UsageError):
             model.transcribe(reader, **options)
 

@@ -39,11 +39,14 @@ def clips(tmp_path):
     return made
 
 
-@pytest.mark.parametrize("batch_size, order", [(1, ["a", "empty", "b", "c"]), (2, ["empty", "b", "c", "a"])])
-def test_one_line_per_clip(model, clips, tmp_path, batch_size, order, capsys):
+@pytest.mark.parametrize(
+    "batch_size, audio_workers, order",
+    [(1, 0, ["a", "empty", "b", "c"]), (1, 2, ["a", "empty", "b", "c"]), (2, None, ["empty", "b", "c", "a"])],
+)
+def test_one_line_per_clip(model, clips, tmp_path, batch_size, audio_workers, order, capsys):
     output = tmp_path / "r.jsonl"
     run = run_of(model, None, EngineOptions())
-    done = transcribe_clips(model, run, clips, output, batch_size=batch_size)
+    done = transcribe_clips(model, run, clips, output, batch_size=batch_size, audio_workers=audio_workers)
     assert done.failed == ["empty"]
     assert done.audio == {clip.id: hashlib.sha256(clip.path.read_bytes()).hexdigest() for clip in clips}
     results, problems = read_results(output)
