@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
 import pathlib
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import overload
 
@@ -23,6 +21,7 @@ from qwen_asr_jax.errors import AudioTooLongError, QwenASRError, UsageError
 from qwen_asr_jax.pipelines.batches import check_batching, group_size, groups
 from qwen_asr_jax.pipelines.health import overflow_remedy
 from qwen_asr_jax.pipelines.result import Timings, Transcription
+from qwen_asr_jax.pipelines.stage_clock import StageClock
 from qwen_asr_jax.text.languages import resolve_language
 from qwen_asr_jax.text.parse import parse_output, transcript_so_far
 from qwen_asr_jax.text.prompt import Prompt, build_prompt
@@ -298,7 +297,7 @@ class QwenASR:
         on_share: Callable[[float], None] | None,
     ) -> list[Transcription | QwenASRError]:
         engine = self.engine
-        clock = _Clock()
+        clock = StageClock()
         # All is enqueued before anything is waited for: the device goes from stage to stage without the host.
         with clock.stage("mel"):
             mel = engine.log_mel([job.waveform.samples for job in jobs])
@@ -387,25 +386,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, jax.errors.JaxRuntimeError):
         return "RESOURCE_EXHAUSTED" in str(error)
     return isinstance(error, MemoryError)
-
-
-class _Clock:
-    """Milliseconds of named stages, and since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self.ms: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Times the block, and names it in a profiler's trace; blocks of one name add up."""
-        start = time.perf_counter()
-        with jax.profiler.TraceAnnotation(name):
-            yield
-        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
-
-    def total(self) -> float:
-        return (time.perf_counter() - self._start) * 1e3
 
 
 def _raised(result: Transcription | QwenASRError) -> Transcription:

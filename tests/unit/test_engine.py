@@ -248,3 +248,25 @@ def test_spectra_of_many_clips_are_made_in_groups(model):
 def test_buckets_refuse_steps_that_do_not_divide_a_chunk():
     with pytest.raises(UsageError, match=r"decode_chunk \(32\) must be a multiple of engine.steps_per_check \(5\)"):
         Buckets(steps_per_check=5)
+
+
+@pytest.mark.parametrize("steps_per_check", [1, 4])
+def test_one_compiled_loop_runs_again_with_other_inputs(model, steps_per_check):
+    """A loop that is recorded on its first run must not repeat that run: where it was, it crashed or said the same."""
+    engine = model.engine
+    decoder, params = engine.checkpoint.decoder, engine.checkpoint.params["decoder"]
+    loop = None
+    for seed, budget in ((1, 20), (2, 13), (1, 20)):
+        samples = synthetic(2.0, seed)
+        prompt = build_prompt(model.tokenizer, engine.num_audio_tokens(len(samples)))
+        features = engine.encode(engine.log_mel([samples]), [prompt.num_audio_tokens])
+        state = engine.prefill([prompt], features, [budget], ignore_eos=True)
+        first = int(state.token[0])
+        arguments = (params, state, np.full(len(engine._eos_ids), verbs.NO_TOKEN, np.int32), np.int32(32))
+        if loop is None:
+            loop = verbs.decode.lower(decoder, *arguments, chunk=32, steps_per_check=steps_per_check).compile()
+        state, chosen = loop(*arguments)
+        found = [first, *(t for t in np.asarray(chosen.tokens)[0].tolist() if t != verbs.NO_TOKEN)]
+        assert len(found) == budget
+        wanted = model.transcribe(samples, max_new_tokens=budget).tokens
+        assert tuple(found[: len(wanted)]) == wanted
