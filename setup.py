@@ -21,6 +21,8 @@ from setuptools.command.build_ext import build_ext
 
 NAME = "qwen_asr_jax.kernels.cpu.libqwen_asr_cpu"
 SOURCES = pathlib.Path("qwen_asr_jax/kernels/cpu/src")
+GPU_NAME = "qwen_asr_jax.kernels.gpu.libqwen_asr_gpu"
+GPU_SOURCES = pathlib.Path("qwen_asr_jax/kernels/gpu/src")
 COMMON = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-pthread"]
 AVX512 = ["-mprefer-vector-width=512", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c"]
 INSTRUCTION_SETS = {
