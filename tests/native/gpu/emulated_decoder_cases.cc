@@ -3,7 +3,7 @@
 #include <cstring>
 #include <memory>
 
-#include "programs.h"
+#include "emulated_programs.h"
 #include "reference.h"
 
 namespace native {
@@ -11,11 +11,6 @@ namespace native {
 namespace {
 
 using qwen_asr_gpu::DecoderStep;
-
-qwen_asr_gpu::DecoderShape ShapeOf(const Program& program) {
-  const auto& k = program.key;
-  return {static_cast<qwen_asr_gpu::Type>(k[1]), static_cast<qwen_asr_gpu::Type>(k[2]), k[3], k[4], k[5], k[6], k[7], k[8]};
-}
 
 // Matrices of one type on top of each other.
 struct Fused {
@@ -37,7 +32,7 @@ struct FusedProblem {
 };
 
 std::shared_ptr<FusedProblem> Make(const Program& program, int64_t slots, const std::vector<int32_t>& start) {
-  const auto s = ShapeOf(program);
+  const auto s = qwen_asr_gpu::DecoderOf(program.key);
   const DecoderShape shape{s.batch, 1, s.width, s.key_heads, s.groups(), s.head_dim, s.inner, slots};
   auto all = std::make_shared<FusedProblem>();
   all->p = MakeDecoder(shape, TypeOf(s.weights), TypeOf(s.cache), start);
@@ -67,7 +62,7 @@ Ran Run(const Program& program, const FusedProblem& all, const How& how) {
   ran.k_caches.assign(how.layers, p.k_cache.bytes);
   ran.v_caches.assign(how.layers, p.v_cache.bytes);
   DecoderStep step{};
-  step.shape = ShapeOf(program);
+  step.shape = qwen_asr_gpu::DecoderOf(program.key);
   for (int i = 0; i < how.layers; ++i) {
     step.layers.push_back({p.input_norm.data(), p.post_norm.data(), p.q_norm.data(), p.k_norm.data(), all.qkv.weights(),
                            all.output.weights(), all.gate_up.weights(), all.down.weights(), ran.k_caches[i].data(),
@@ -182,7 +177,7 @@ Check Prepare(const Program& program, int64_t slots, const std::vector<int32_t>&
 void AddEmulatedDecoderCases(Cases& cases, bool quick) {
   for (const Program& program : Programs()) {
     if (program.key[0] != 0) continue;
-    const auto s = ShapeOf(program);
+    const auto s = qwen_asr_gpu::DecoderOf(program.key);
     std::string name = Join("decoder ", NameOf(TypeOf(s.weights)), ", cache ", NameOf(TypeOf(s.cache)), ", ", s.width, " wide, ",
                             s.heads, " heads of ", s.head_dim, ", at");
     const auto add = [&](int64_t slots, std::vector<int32_t> first, bool more) {

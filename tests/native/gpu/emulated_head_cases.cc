@@ -3,7 +3,7 @@
 #include <cmath>
 #include <memory>
 
-#include "programs.h"
+#include "emulated_programs.h"
 
 namespace native {
 
@@ -33,8 +33,9 @@ struct Problem {
 };
 
 Problem Make(const Program& program) {
-  const auto& k = program.key;
-  Problem p{static_cast<Type>(k[1]), k[4], k[3], k[2], Floats(int64_t{k[4]} * k[3]), Floats(int64_t{k[2]} * k[3]), {}};
+  const auto s = qwen_asr_gpu::HeadOf(program.key);
+  const int64_t weights = int64_t{s.vocab} * s.width, values = int64_t{s.batch} * s.width;
+  Problem p{TypeOf(s.weights), s.vocab, s.width, s.batch, Floats(weights), Floats(values), {}};
   Random random(static_cast<uint64_t>(p.vocab * 131 + p.cols * 7 + p.batch));
   for (float& each : p.weights) each = static_cast<float>(random.Below(5) - 2);
   for (float& each : p.x) each = static_cast<float>(random.Below(5) - 2);
@@ -64,7 +65,7 @@ void Expect(const Program& program, const Problem& p, int at_once, uint64_t seed
   Floats top(p.batch, kNan), tops(qwen_asr_gpu::kMaxHeadBlocks * p.batch, kNan);
   Ints token(p.batch, -1), tokens(tops.size(), -1);
   qwen_asr_gpu::HeadStep step{};
-  step.shape = {static_cast<qwen_asr_gpu::Type>(program.key[1]), program.key[2], program.key[3], program.key[4]};
+  step.shape = qwen_asr_gpu::HeadOf(program.key);
   step.x = p.x.data();
   step.weights = {p.packed.bytes.data(), p.packed.scales.empty() ? nullptr : p.packed.scales.data()};
   step.top = top.data();
@@ -87,10 +88,10 @@ void Expect(const Program& program, const Problem& p, int at_once, uint64_t seed
 void AddEmulatedHeadCases(Cases& cases, bool quick) {
   for (const Program& program : Programs()) {
     if (program.key[0] != 1) continue;
-    const auto& k = program.key;
-    const Type type = static_cast<Type>(k[1]);
-    const int last = k[4] - 1;
-    const std::string name = Join("head ", NameOf(type), " ", k[4], "x", k[3], " batch ", k[2]);
+    const auto s = qwen_asr_gpu::HeadOf(program.key);
+    const Type type = TypeOf(s.weights);
+    const int last = s.vocab - 1;
+    const std::string name = Join("head ", NameOf(type), " ", s.vocab, "x", s.width, " batch ", s.batch);
     const auto add = [&](const char* how, std::vector<std::pair<int64_t, float>> tokens) {
       cases.AddPrepared(Join(name, ", ", how), [=, &program] {
         auto p = std::make_shared<Problem>(Make(program));

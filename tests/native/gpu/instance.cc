@@ -1,6 +1,6 @@
 // One program, emulated. The macros that name its shape come from build.py.
 
-#include "programs.h"
+#include "emulated_programs.h"
 
 #if defined(QWEN_VOCAB)
 #include "head.cu"

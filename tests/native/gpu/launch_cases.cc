@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "programs.h"
+#include "emulated_programs.h"
 
 namespace native {
 

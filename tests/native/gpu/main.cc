@@ -6,7 +6,7 @@
 #include <cstring>
 #include <string>
 
-#include "programs.h"
+#include "emulated_programs.h"
 
 namespace native {
 

@@ -9,12 +9,6 @@ enum { kDecoderProgram, kHeadProgram };
 // What every GPU that the kernels are for gives a block, at least: that of 8.6, 8.9 and 12.0.
 constexpr int kMostShared = 99 * 1024;
 
-DecoderShape DecoderOf(const ProgramKey& key) {
-  return {static_cast<Type>(key[1]), static_cast<Type>(key[2]), key[3], key[4], key[5], key[6], key[7], key[8]};
-}
-
-HeadShape HeadOf(const ProgramKey& key) { return {static_cast<Type>(key[1]), key[2], key[3], key[4]}; }
-
 std::vector<KernelSpec> KernelsOf(const DecoderShape& s) {
   const Product project = WholeRows(s.weights, s.batch, s.projected(), s.width);
   const Product output = SplitRows(s.weights, s.batch, s.width, s.attended());
@@ -50,6 +44,12 @@ ProgramKey KeyOf(const DecoderShape& s) {
 }
 
 ProgramKey KeyOf(const HeadShape& s) { return {kHeadProgram, s.weights, s.batch, s.width, s.vocab, 0, 0, 0, 0}; }
+
+DecoderShape DecoderOf(const ProgramKey& key) {
+  return {static_cast<Type>(key[1]), static_cast<Type>(key[2]), key[3], key[4], key[5], key[6], key[7], key[8]};
+}
+
+HeadShape HeadOf(const ProgramKey& key) { return {static_cast<Type>(key[1]), key[2], key[3], key[4]}; }
 
 std::vector<KernelSpec> KernelsOf(const ProgramKey& key) {
   return key[0] == kDecoderProgram ? KernelsOf(DecoderOf(key)) : KernelsOf(HeadOf(key));

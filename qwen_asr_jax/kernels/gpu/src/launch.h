@@ -15,7 +15,7 @@
 
 namespace qwen_asr_gpu {
 
-// What a program, decoder.cu or head.cu, is compiled for. The names in compile.py are those of the macros.
+// What a program, decoder.cu or head.cu, is compiled for; its fields are the macros of the .cu file, in the order of shapes.py.
 struct DecoderShape {
   Type weights, cache;
   int batch, width, inner, heads, key_heads, head_dim;
@@ -35,6 +35,8 @@ struct HeadShape {
 using ProgramKey = std::array<int, 9>;
 ProgramKey KeyOf(const DecoderShape& s);
 ProgramKey KeyOf(const HeadShape& s);
+DecoderShape DecoderOf(const ProgramKey& key);
+HeadShape HeadOf(const ProgramKey& key);
 
 // A kernel of a program, and what a launch of it needs besides arguments.
 struct KernelSpec {
@@ -44,7 +46,6 @@ struct KernelSpec {
   bool loops;        // whether fewer blocks do, too
 };
 
-constexpr int kDecoderKernels = 5, kHeadKernels = 2;
 enum { kProjectKernel, kAttendKernel, kOutputKernel, kGateKernel, kDownKernel };
 enum { kLogitsKernel, kChooseKernel };
 

@@ -1,4 +1,4 @@
-#include "programs.h"
+#include "emulated_programs.h"
 
 namespace native {
 

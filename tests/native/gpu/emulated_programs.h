@@ -1,7 +1,7 @@
 // The emulated programs: decoder.cu and head.cu, compiled once per shape (build.py lists them), each by instance.cc.
 
-#ifndef QWEN_ASR_JAX_TESTS_NATIVE_GPU_PROGRAMS_H_
-#define QWEN_ASR_JAX_TESTS_NATIVE_GPU_PROGRAMS_H_
+#ifndef QWEN_ASR_JAX_TESTS_NATIVE_GPU_EMULATED_PROGRAMS_H_
+#define QWEN_ASR_JAX_TESTS_NATIVE_GPU_EMULATED_PROGRAMS_H_
 
 #include <cstddef>
 #include <memory>
