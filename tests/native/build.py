@@ -25,9 +25,13 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SKIPPED = 77
 GPU = HERE / "gpu"
+EMULATOR = ("emulator", "fiber", "emulated_programs")
 KEPT = ROOT / ".cache" / "native"
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 """GCC 12 sees the last two in its own intrinsics."""
+
+Job = tuple[pathlib.Path, str, list[str]]
+"""What to compile, the object's name, and flags of its own."""
 
 
 def load(path: pathlib.Path) -> types.ModuleType:
@@ -74,34 +78,66 @@ def build(cxx: list[str], flags: list[str]) -> pathlib.Path:
     return program
 
 
-def build_gpu(cxx: list[str], flags: list[str]) -> pathlib.Path:
-    """The same of the CUDA kernels: each of their programs is compiled for each of its shapes, as C++."""
-    setup, shapes = load_setup(), load(GPU / "shapes.py")
-    kernels, of_cpu = ROOT / setup.GPU_SOURCES, ROOT / setup.SOURCES
-    folder = folder_of(cxx, flags, kernels, of_cpu, HERE, GPU)
-    program = folder / "gpu_tests"
-    if program.exists():
-        return program
+def gpu_flags(setup: types.ModuleType) -> list[str]:
+    """Those with which everything of the emulated CUDA kernels is compiled."""
+    includes = [f"-I{path}" for path in (ROOT / setup.GPU_SOURCES, ROOT / setup.SOURCES, HERE, GPU)]
+    return ["-O2", "-std=c++17", *WARNINGS, "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-DQWEN_EMULATED", *includes]
+
+
+def compile_jobs(setup: types.ModuleType, cxx: list[str], flags: list[str], folder: pathlib.Path, jobs: list[Job]) -> list[str]:
+    """Object files of sources, each with a name and flags of its own."""
     folder.mkdir(parents=True, exist_ok=True)
-    includes = [f"-I{path}" for path in (kernels, of_cpu, HERE, GPU)]
-    common = ["-O2", "-std=c++17", *WARNINGS, "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-DQWEN_EMULATED", *includes, *flags]
-    shared = [HERE / f"{name}.cc" for name in ("reference", "testing", "values")]
-    sources = [*shared, *sorted(GPU.glob("*.cc")), kernels / "launch.cc"]
-    jobs = [(source, source.stem, []) for source in sources if source.stem != "instance"]
-    for name, names, all_values in [("decoder", shapes.DECODER, shapes.DECODERS), ("head", shapes.HEAD, shapes.HEADS)]:
-        for values in all_values:
-            stem = "_".join(map(str, (name, *values)))
-            jobs.append((GPU / "instance.cc", stem, shapes.flags(names, values)))
 
     def compiled(source: pathlib.Path, stem: str, more: list[str]) -> str:
         out = str(folder / f"{stem}.o")
-        setup.run(*cxx, *common, *more, "-c", str(source), "-o", out)
+        setup.run(*cxx, *flags, *more, "-c", str(source), "-o", out)
         return out
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(lambda job: compiled(*job), jobs))
-    link(setup, cxx, flags, objects, program)
+        return list(pool.map(lambda job: compiled(*job), jobs))
+
+
+def instances(shapes: types.ModuleType, decoders: list[tuple[int, ...]], heads: list[tuple[int, ...]]) -> list[Job]:
+    """The CUDA programs as C++, one for each shape."""
+    jobs = []
+    for name, names, all_values in [("decoder", shapes.DECODER, decoders), ("head", shapes.HEAD, heads)]:
+        for values in all_values:
+            jobs.append((GPU / "instance.cc", "_".join(map(str, (name, *values))), shapes.flags(names, values)))
+    return jobs
+
+
+def build_gpu(cxx: list[str], flags: list[str]) -> pathlib.Path:
+    """The test program of the CUDA kernels."""
+    setup, shapes = load_setup(), load(GPU / "shapes.py")
+    kernels = ROOT / setup.GPU_SOURCES
+    folder = folder_of(cxx, flags, kernels, ROOT / setup.SOURCES, HERE, GPU)
+    program = folder / "gpu_tests"
+    if not program.exists():
+        other = [GPU / f"{name}.cc" for name in (*EMULATOR, "emulated_decoder_cases", "emulated_head_cases", "launch_cases", "main")]
+        sources = [*(HERE / f"{name}.cc" for name in ("reference", "testing", "values")), *other, kernels / "launch.cc"]
+        jobs = [*((source, source.stem, []) for source in sources), *instances(shapes, shapes.DECODERS, shapes.HEADS)]
+        link(setup, cxx, flags, compile_jobs(setup, cxx, [*gpu_flags(setup), *flags], folder, jobs), program)
     return program
+
+
+def build_gpu_libraries(cxx: list[str]) -> tuple[pathlib.Path, pathlib.Path]:
+    """A driver that emulates, and the package's library as JAX's CPU backend can call it, with that driver behind."""
+    setup, shapes = load_setup(), load(GPU / "shapes.py")
+    kernels = ROOT / setup.GPU_SOURCES
+    folder = folder_of(cxx, ["libraries"], kernels, ROOT / setup.SOURCES, HERE, GPU)
+    driver, library = folder / "libcuda.so.1", folder / "libqwen_asr_gpu.so"
+    if not driver.exists() or not library.exists():
+        flags = ["-fPIC", "-fvisibility=hidden", "-isystem", setup.headers()]
+        emulated = [*(GPU / f"{name}.cc" for name in EMULATOR), GPU / "fake_driver.cc", HERE / "testing.cc", kernels / "launch.cc"]
+        jobs = [*((source, source.stem, ["-fvisibility=default"]) for source in emulated)]
+        jobs += instances(shapes, shapes.LIBRARY_DECODERS, shapes.LIBRARY_HEADS)
+        objects = compile_jobs(setup, cxx, [*gpu_flags(setup), *flags], folder / "driver", jobs)
+        link(setup, cxx, ["-shared", "-Wl,-soname,libcuda.so.1"], objects, driver)
+        host = [p for p in sorted(kernels.glob("*.cc")) if p.stem != "bindings"] + [GPU / "cpu_bindings.cc"]
+        jobs = [(source, source.stem, []) for source in host]
+        objects = compile_jobs(setup, cxx, [*gpu_flags(setup), *flags], folder / "library", jobs)
+        link(setup, cxx, ["-shared"], [*objects, "-ldl"], library)
+    return driver, library
 
 
 def skip(why: str) -> int:

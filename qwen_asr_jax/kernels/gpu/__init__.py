@@ -20,7 +20,7 @@ from qwen_asr_jax.kernels.gpu import nvrtc
 LIBRARY = pathlib.Path(__file__).with_name("libqwen_asr_gpu.so")
 
 ABI = 1
-"""Version of the handlers' arguments and results; `src/bindings.cc` says when it is raised."""
+"""Version of the handlers' arguments and results; `src/library.cc` says when it is raised."""
 
 HANDLERS = ("qwen_asr_cuda_decoder_layers", "qwen_asr_cuda_head")
 

@@ -104,6 +104,7 @@ inline unsigned atomicAdd(unsigned* at, unsigned more) {
   return before;
 }
 inline float __ldcg(const float* from) { return *from; }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline float __uint_as_float(unsigned bits) { return ::emulator::FromBits<float>(bits); }
 inline unsigned __float_as_uint(float x) { return ::emulator::BitsOf(x); }
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
@@ -127,6 +128,7 @@ inline uint4 LoadCached(const void* from) { return *static_cast<const uint4*>(fr
 inline void PrefetchLine(const void* at) { static_cast<void>(*static_cast<const volatile unsigned char*>(at)); }
 inline void WaitForKernelBefore() { ::emulator::WaitForGridBefore(); }
 inline void LetKernelBehindStart() {}
+inline float FastExp(float x) { return std::exp(x); }
 inline float FloatOfF16(unsigned bits) { return qwen_asr::FromF16(static_cast<uint16_t>(bits)); }
 inline unsigned short F16OfFloat(float x) { return qwen_asr::ToF16(x); }
 

@@ -9,6 +9,7 @@ HEAD = ("WEIGHTS", "BATCH", "WIDTH", "VOCAB")
 F32, BF16, F16, I8 = range(4)
 
 _USUAL, _ODD = (128, 160, 4, 2, 64), (48, 80, 2, 1, 16)
+_TINY = (64, 96, 4, 2, 16)
 _SMALL, _LARGE = (256, 768, 4, 2, 128), (512, 1536, 4, 2, 128)  # of the two models, a quarter of it
 
 DECODERS = [
@@ -28,6 +29,10 @@ HEADS = [
     (BF16, 1, 1024, 1000),
     (I8, 4, 2048, 200),
 ]
+
+LIBRARY_DECODERS = [(F32, F32, 2, *_TINY), (BF16, BF16, 1, *_TINY), (I8, F16, 3, *_TINY)]
+LIBRARY_HEADS = [(F32, 2, 64, 100), (BF16, 1, 64, 100), (I8, 3, 64, 100)]
+"""Those of the libraries with which JAX's CPU backend runs the calls."""
 
 
 def flags(names: tuple[str, ...], values: tuple[int, ...]) -> list[str]:

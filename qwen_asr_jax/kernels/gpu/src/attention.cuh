@@ -69,7 +69,7 @@ struct Rotation {
     LoadOwn(head + at, x);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) squares += x[i] * x[i];
-    const float scale = 1.0f / sqrtf(SumOverSlot(squares) / static_cast<float>(kHeadDim) + eps);
+    const float scale = rsqrtf(SumOverSlot(squares) / static_cast<float>(kHeadDim) + eps);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const float own = x[i] * scale * gain[i];
@@ -114,7 +114,7 @@ struct State {
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
       const float other = __shfl_xor_sync(kAllLanes, top[g], mask), both = fmaxf(top[g], other);
-      const float keep = expf(top[g] - both), take = expf(other - both);
+      const float keep = FastExp(top[g] - both), take = FastExp(other - both);
       total[g] = keep * total[g] + take * __shfl_xor_sync(kAllLanes, total[g], mask);
 #pragma unroll
       for (int i = 0; i < kOwn; ++i) {
@@ -161,7 +161,7 @@ struct Slots {
     }
 #pragma unroll
     for (int g = 0; g < kGroups; ++g) {
-      const float keep = expf(state.top[g] - top[g]);
+      const float keep = FastExp(state.top[g] - top[g]);
       state.top[g] = top[g];
       state.total[g] *= keep;
 #pragma unroll
@@ -174,7 +174,7 @@ struct Slots {
       UnpackAll<kCache>(value[u], values);
 #pragma unroll
       for (int g = 0; g < kGroups; ++g) {
-        const float weight = expf(score[g][u] - top[g]);
+        const float weight = FastExp(score[g][u] - top[g]);
         state.total[g] += weight;
 #pragma unroll
         for (int i = 0; i < kOwn; ++i) state.sum[g][i] = fmaf(weight, values[i], state.sum[g][i]);
@@ -226,7 +226,7 @@ QWEN_DEVICE void MergeResults(int count, const float* tops, const float* totals,
     float top = own;
 #pragma unroll
     for (int mask = kLanes / 2; mask > 0; mask /= 2) top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, mask));
-    const float factor = expf(own - top);
+    const float factor = FastExp(own - top);
     float total = there ? factor * read(totals + Lane() * kGroups + g) : 0.0f;
 #pragma unroll
     for (int mask = kLanes / 2; mask > 0; mask /= 2) total += __shfl_xor_sync(kAllLanes, total, mask);

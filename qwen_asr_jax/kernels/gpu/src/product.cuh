@@ -98,7 +98,7 @@ QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, co
                               const Finish& finish) {
   using R = Reading<kCols, kRows, kSplit>;
   constexpr int kTeams = kWarps / kSplit;
-  const int team = Warp() / kSplit, at = Thread() % R::kAcross, stride = Blocks() * kTeams;
+  const int team = Warp() / kSplit, at = Warp() % kSplit * kLanes + Lane(), stride = Blocks() * kTeams;
   int base = Block() * kTeams;
   const auto load = [&](R& into, int group, int stage) {
     if (group < groups) into.Load(values, [&](int r) { return row(group, r); }, stage, at);
@@ -187,7 +187,7 @@ QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, u
       float total = 0.0f;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) total += squares[w * kBatch + b];
-      scale[b] = 1.0f / sqrtf(total / static_cast<float>(kCols) + eps);
+      scale[b] = rsqrtf(total / static_cast<float>(kCols) + eps);
     }
   }
 #pragma unroll
