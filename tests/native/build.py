@@ -1,8 +1,8 @@
 """Builds and runs the kernels' own tests: plain C++ without XLA, with the flags of the package's build.
 
-python tests/native/build.py [--gpu] [--cxx="clang++"] [--sanitize=address,undefined] [--emulator="qemu-aarch64"] [-- --quick ...]
+python tests/native/build.py [--cxx="clang++"] [--sanitize=address,undefined] [--emulator="qemu-aarch64"] [-- --quick ...]
 
-With --gpu those of the CUDA kernels, which an emulator in tests/native/gpu runs on the CPU.
+With --gpu the tests of the CUDA kernels, which an emulator in tests/native/gpu runs on the CPU.
 
 Exit status 77 where a tool is missing, which the line that it prints names.
 """
@@ -26,6 +26,7 @@ ROOT = HERE.parents[1]
 SKIPPED = 77
 GPU = HERE / "gpu"
 EMULATOR = ("emulator", "fiber", "emulated_programs")
+GPU_CASES = ("emulated_decoder_cases", "emulated_head_cases", "launch_cases")
 KEPT = ROOT / ".cache" / "native"
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 """GCC 12 sees the last two in its own intrinsics."""
@@ -84,13 +85,13 @@ def gpu_flags(setup: types.ModuleType) -> list[str]:
     return ["-O2", "-std=c++17", *WARNINGS, "-Wno-unknown-pragmas", "-fno-strict-aliasing", "-DQWEN_EMULATED", *includes]
 
 
-def compile_jobs(setup: types.ModuleType, cxx: list[str], flags: list[str], folder: pathlib.Path, jobs: list[Job]) -> list[str]:
-    """Object files of sources, each with a name and flags of its own."""
+def compile_jobs(setup: types.ModuleType, command: list[str], folder: pathlib.Path, jobs: list[Job]) -> list[str]:
+    """Object files of sources, each with a name and flags of its own behind those of all."""
     folder.mkdir(parents=True, exist_ok=True)
 
     def compiled(source: pathlib.Path, stem: str, more: list[str]) -> str:
         out = str(folder / f"{stem}.o")
-        setup.run(*cxx, *flags, *more, "-c", str(source), "-o", out)
+        setup.run(*command, *more, "-c", str(source), "-o", out)
         return out
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -113,10 +114,11 @@ def build_gpu(cxx: list[str], flags: list[str]) -> pathlib.Path:
     folder = folder_of(cxx, flags, kernels, ROOT / setup.SOURCES, HERE, GPU)
     program = folder / "gpu_tests"
     if not program.exists():
-        other = [GPU / f"{name}.cc" for name in (*EMULATOR, "emulated_decoder_cases", "emulated_head_cases", "launch_cases", "main")]
-        sources = [*(HERE / f"{name}.cc" for name in ("reference", "testing", "values")), *other, kernels / "launch.cc"]
+        own = [GPU / f"{name}.cc" for name in (*EMULATOR, *GPU_CASES, "main")]
+        sources = [*own, *(HERE / f"{name}.cc" for name in ("reference", "testing", "values")), kernels / "launch.cc"]
         jobs = [*((source, source.stem, []) for source in sources), *instances(shapes, shapes.DECODERS, shapes.HEADS)]
-        link(setup, cxx, flags, compile_jobs(setup, cxx, [*gpu_flags(setup), *flags], folder, jobs), program)
+        objects = compile_jobs(setup, [*cxx, *gpu_flags(setup), *flags], folder, jobs)
+        link(setup, cxx, flags, objects, program)
     return program
 
 
@@ -127,15 +129,14 @@ def build_gpu_libraries(cxx: list[str]) -> tuple[pathlib.Path, pathlib.Path]:
     folder = folder_of(cxx, ["libraries"], kernels, ROOT / setup.SOURCES, HERE, GPU)
     driver, library = folder / "libcuda.so.1", folder / "libqwen_asr_gpu.so"
     if not driver.exists() or not library.exists():
-        flags = ["-fPIC", "-fvisibility=hidden", "-isystem", setup.headers()]
-        emulated = [*(GPU / f"{name}.cc" for name in EMULATOR), GPU / "fake_driver.cc", HERE / "testing.cc", kernels / "launch.cc"]
-        jobs = [*((source, source.stem, ["-fvisibility=default"]) for source in emulated)]
+        command = [*cxx, *gpu_flags(setup), "-fPIC", "-fvisibility=hidden", "-isystem", setup.headers()]
+        own = [GPU / f"{name}.cc" for name in (*EMULATOR, "fake_driver")]
+        jobs = [(p, p.stem, ["-fvisibility=default"]) for p in [*own, HERE / "testing.cc", kernels / "launch.cc"]]
         jobs += instances(shapes, shapes.LIBRARY_DECODERS, shapes.LIBRARY_HEADS)
-        objects = compile_jobs(setup, cxx, [*gpu_flags(setup), *flags], folder / "driver", jobs)
+        objects = compile_jobs(setup, command, folder / "driver", jobs)
         link(setup, cxx, ["-shared", "-Wl,-soname,libcuda.so.1"], objects, driver)
         host = [p for p in sorted(kernels.glob("*.cc")) if p.stem != "bindings"] + [GPU / "cpu_bindings.cc"]
-        jobs = [(source, source.stem, []) for source in host]
-        objects = compile_jobs(setup, cxx, [*gpu_flags(setup), *flags], folder / "library", jobs)
+        objects = compile_jobs(setup, command, folder / "library", [(p, p.stem, []) for p in host])
         link(setup, cxx, ["-shared"], [*objects, "-ldl"], library)
     return driver, library
 

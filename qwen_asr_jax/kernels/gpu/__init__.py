@@ -1,8 +1,8 @@
 """Native kernels for NVIDIA GPUs: the library that was built with the package, and kernels that are compiled where they run.
 
-The library is the host half: C++ behind `jax.ffi` that puts kernels on XLA's stream, through the driver that JAX has loaded. The
-device half, `src/*.cu`, is compiled by NVRTC for the GPU that is there and the shape that is asked for (`programs.py`). Opt-in, as
-long as nobody has measured them: `docs/decisions/cuda-kernels.md`.
+The library is the host half: C++ behind `jax.ffi` that puts kernels on XLA's stream, through the driver that JAX has loaded.
+The device half, `src/*.cu`, is compiled by NVRTC for the GPU that is there and the shape that is asked for (`programs.py`).
+Opt-in, as long as nobody has measured them: `docs/decisions/cuda-kernels.md`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The CUDA kernels as functions of arrays: what `src/handlers.cc` offers, callable inside `jit` and loops.
 
-For one new token per row, up to 8 rows. Operands come in float32 and are rounded inside as the weights ask: to their dtype, or to
-bfloat16 for int8 weights. Sums are float32. What is compiled for the shape is compiled when a call is traced, if there is a GPU;
-without one a call can still be lowered for the platform `cuda`.
+For one new token per row, up to 8 rows. Operands come in float32 and are rounded inside as the weights ask: to their dtype, or
+to bfloat16 for int8 weights. Sums are float32. The kernels for a shape are compiled when a call of it is traced, if there is a
+GPU; without one a call can still be lowered for the platform `cuda`.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ def decoder_layers(
         the nearest slot that there is.
       layers: all of one shape.
       eps: of the norms.
-      overlap: let a kernel start, and fetch its weights, before the one in front of it has ended (from compute capability 9.0 on).
+      overlap: let a kernel start, and fetch its weights, before the one in front of it has ended; from compute capability 9.0
+        on, and without effect before.
       prefetch: bring the output projection into the second cache during attention, which needs little of the memory.
 
     Returns:
@@ -188,7 +189,7 @@ def _ready(program: Program) -> Program:
 def _type(dtype: Any) -> int:
     name = np.dtype(dtype).name
     if name not in TYPES:
-        raise NotImplementedError(f"implementation 'cuda' (native kernels): no kernels for {name}, only for {', '.join(TYPES)}")
+        raise NotImplementedError(f"implementation 'cuda' (native kernels): none for {name}, only for {', '.join(TYPES)}")
     return TYPES.index(name)
 
 

@@ -38,7 +38,9 @@ def find(preferred: int | None = None) -> Compiler:
             return Compiler(ctypes.CDLL(path))
         except (OSError, AttributeError):
             continue
-    raise Missing("NVRTC is missing: install nvidia-cuda-nvrtc (CUDA 13) or nvidia-cuda-nvrtc-cu12, which JAX's CUDA extras bring")
+    raise Missing(
+        "NVRTC is missing: install nvidia-cuda-nvrtc (CUDA 13) or nvidia-cuda-nvrtc-cu12, which JAX's CUDA extras bring"
+    )
 
 
 def _candidates(major: int) -> Iterator[str]:
@@ -76,7 +78,7 @@ class Compiler:
         self.architectures = tuple(known)
 
     def target(self, architecture: int) -> str:
-        """What to compile for: the GPU itself, or where the compiler is older, the newest it knows, for the driver to translate.
+        """What to compile for: the GPU itself; where the compiler is older, the newest it knows, for the driver to translate.
 
         Raises:
           Refused: it knows none that such a GPU runs.
@@ -85,7 +87,9 @@ class Compiler:
             return f"sm_{architecture}"
         older = [each for each in self.architectures if each < architecture]
         if not older:
-            raise Refused(f"NVRTC {self.version[0]}.{self.version[1]} has nothing for compute capability {architecture / 10}")
+            raise Refused(
+                f"NVRTC {self.version[0]}.{self.version[1]} has nothing for compute capability {architecture / 10}"
+            )
         return f"compute_{max(older)}"
 
     def compile(self, name: str, source: str, headers: Mapping[str, str], flags: Sequence[str], target: str) -> bytes:
@@ -103,9 +107,7 @@ class Compiler:
         program = ctypes.c_void_p()
         texts = (ctypes.c_char_p * len(headers))(*(text.encode() for text in headers.values()))
         names = (ctypes.c_char_p * len(headers))(*(name.encode() for name in headers))
-        self._call(
-            "nvrtcCreateProgram", ctypes.byref(program), source.encode(), name.encode(), len(headers), texts, names
-        )
+        self._call("nvrtcCreateProgram", ctypes.byref(program), source.encode(), name.encode(), len(headers), texts, names)
         try:
             options = [f"--gpu-architecture={target}", "--std=c++17", *flags]
             given = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))

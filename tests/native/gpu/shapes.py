@@ -1,4 +1,4 @@
-"""The shapes for which the CUDA kernels are compiled and emulated: all types, few and many rows, odd sizes, those of the models."""
+"""The shapes for which the CUDA kernels are emulated: all types, few and many rows, odd sizes, those of the models."""
 
 from __future__ import annotations
 
