@@ -14,7 +14,7 @@ STAMP := $(VENV)/installed
 .PHONY: demo test parity lint sanitize neon clean
 
 # A change to the native sources installs again, which compiles them.
-$(STAMP): pyproject.toml setup.py $(wildcard qwen_asr_jax/kernels/cpu/src/*)
+$(STAMP): pyproject.toml setup.py $(wildcard qwen_asr_jax/kernels/*/src/*)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or later is needed; name one with: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
@@ -40,9 +40,10 @@ NATIVE = $(BIN)/python tests/native/build.py
 sanitize: $(STAMP)
 	$(NATIVE) --sanitize=address,undefined,float-cast-overflow -- --quick || test $$? = 77
 	$(NATIVE) --sanitize=thread -- --quick --case pools || test $$? = 77
+	$(NATIVE) --gpu --sanitize=address,undefined -- --quick || test $$? = 77
 
 neon: $(STAMP)
 	$(NATIVE) --cxx=aarch64-linux-gnu-g++ --emulator=qemu-aarch64 -- --quick || test $$? = 77
 
 clean:
-	rm -rf $(VENV) .cache build *.egg-info qwen_asr_jax/kernels/cpu/libqwen_asr_cpu.*
+	rm -rf $(VENV) .cache build *.egg-info qwen_asr_jax/kernels/cpu/libqwen_asr_cpu.* qwen_asr_jax/kernels/gpu/libqwen_asr_gpu.*

@@ -1,7 +1,8 @@
-"""Builds the CPU kernels with the package: any C++17 compiler will do, and without one the installation goes on.
+"""Builds the native kernels with the package: any C++17 compiler will do, and without one the installation goes on.
 
-Why the library is missing, if it is, is written beside it, where `qwen_asr_jax.kernels.cpu.unavailable()` reads it: pip shows
-what a build prints only when asked to.
+Two libraries: the CPU kernels, and the host half of the CUDA kernels, whose device half is compiled where it runs. Why a
+library is missing, if it is, is written beside it, where `unavailable()` in `qwen_asr_jax.kernels.cpu` and `.gpu` reads it: pip
+shows what a build prints only when asked to.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ INSTRUCTION_SETS = {
 }
 """Flags of each set's file, `isa_<set>.cc`, in the order of linking: a function that two objects share comes from the first,
 the one that runs on more processors. Which set is used is decided where the library runs."""
+
+GPU_NAME = "qwen_asr_jax.kernels.gpu.libqwen_asr_gpu"
+GPU_SOURCES = pathlib.Path("qwen_asr_jax/kernels/gpu/src")
+GPU_FLAGS = ["-O2", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-pthread"]
 
 
 class Failed(Exception):
@@ -104,11 +109,8 @@ def compile_all(cxx: list[str], sources: list[pathlib.Path], objects: pathlib.Pa
     return [compiled(dispatch, *have), *linked]
 
 
-def build(objects: pathlib.Path, library: pathlib.Path) -> None:
-    """Compiles every source, each instruction set with its own flags, and links."""
-    cxx = compiler()
-    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-    linked = compile_all(cxx, sorted(SOURCES.glob("*.cc")), objects, [*extra, "-isystem", headers()])
+def link(cxx: list[str], linked: list[str], objects: pathlib.Path, library: pathlib.Path, flags: list[str]) -> None:
+    """Links a library that shows `qwen_asr_*` only."""
     library.parent.mkdir(parents=True, exist_ok=True)
     exported = objects / "exported"
     if sys.platform == "darwin":
@@ -119,13 +121,45 @@ def build(objects: pathlib.Path, library: pathlib.Path) -> None:
         only = f"-Wl,--version-script={exported}"
     # Aside first: a process that runs on the old library keeps its file.
     aside = library.with_suffix(".new")
-    flags = shlex.split(os.environ.get("LDFLAGS", ""))
-    run(*cxx, "-shared", *extra, *linked, "-pthread", only, *flags, "-o", str(aside))
+    flags = [*flags, *shlex.split(os.environ.get("LDFLAGS", ""))]
+    run(*cxx, "-shared", *linked, "-pthread", only, *flags, "-o", str(aside))
     aside.replace(library)
 
 
+def build(objects: pathlib.Path, library: pathlib.Path) -> None:
+    """Compiles every source of the CPU kernels, each instruction set with its own flags, and links."""
+    cxx = compiler()
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    linked = compile_all(cxx, sorted(SOURCES.glob("*.cc")), objects, [*extra, "-isystem", headers()])
+    link(cxx, linked, objects, library, extra)
+
+
+def build_gpu(objects: pathlib.Path, library: pathlib.Path) -> None:
+    """Compiles the host half of the CUDA kernels and links it; nothing of CUDA is needed for that."""
+    if sys.platform != "linux":
+        raise Failed(f"there is no CUDA on {sys.platform}")
+    cxx = compiler()
+    extra = shlex.split(os.environ.get("CXXFLAGS", ""))
+    sources = sorted(GPU_SOURCES.glob("*.cc"))
+    if not sources:
+        raise Failed(f"{GPU_SOURCES} has no sources")
+    objects.mkdir(parents=True, exist_ok=True)
+
+    def compiled(source: pathlib.Path) -> str:
+        out = str(objects / f"{source.stem}.o")
+        run(*cxx, *GPU_FLAGS, *extra, "-isystem", headers(), "-c", str(source), "-o", out)
+        return out
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        linked = list(pool.map(compiled, sources))
+    link(cxx, linked, objects, library, [*extra, "-ldl"])
+
+
+LIBRARIES = {NAME: build, GPU_NAME: build_gpu}
+
+
 class BuildKernels(build_ext):
-    """Builds the library into its place, or leaves there the reason why not."""
+    """Builds the libraries into their places, or leaves there the reason why not."""
 
     def get_ext_filename(self, fullname: str) -> str:
         """A plain name: nothing of Python's is in the library."""
@@ -133,17 +167,18 @@ class BuildKernels(build_ext):
 
     def run(self) -> None:
         """Never fails."""
-        library = pathlib.Path(self.get_ext_fullpath(NAME))
-        reason = library.with_suffix(".missing")
-        library.unlink(missing_ok=True)
-        reason.unlink(missing_ok=True)
-        try:
-            build(pathlib.Path(self.build_temp), library)
-            print(f"built {library}", file=sys.stderr)
-        except (Failed, OSError) as e:
-            print(f"no {library.name}, plain XLA will be used: {e}", file=sys.stderr)
-            library.parent.mkdir(parents=True, exist_ok=True)
-            reason.write_text(f"{e}\n", encoding="utf-8")
+        for name, compile_and_link in LIBRARIES.items():
+            library = pathlib.Path(self.get_ext_fullpath(name))
+            reason = library.with_suffix(".missing")
+            library.unlink(missing_ok=True)
+            reason.unlink(missing_ok=True)
+            try:
+                compile_and_link(pathlib.Path(self.build_temp) / library.stem, library)
+                print(f"built {library}", file=sys.stderr)
+            except (Failed, OSError) as e:
+                print(f"no {library.name}, plain XLA will be used: {e}", file=sys.stderr)
+                library.parent.mkdir(parents=True, exist_ok=True)
+                reason.write_text(f"{e}\n", encoding="utf-8")
 
 
 class Wheel(bdist_wheel):
@@ -156,6 +191,6 @@ class Wheel(bdist_wheel):
 
 if __name__ == "__main__":  # the tests import this file for its flags
     setup(
-        ext_modules=[Extension(NAME, [], language="c++", optional=True)],
+        ext_modules=[Extension(name, [], language="c++", optional=True) for name in LIBRARIES],
         cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
     )

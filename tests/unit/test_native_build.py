@@ -1,4 +1,4 @@
-"""The package's build of the CPU kernels, with and without a working compiler, and the loader's reasons."""
+"""The package's build of the native libraries, with and without a working compiler, and the loader's reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from qwen_asr_jax.kernels import cpu
+from qwen_asr_jax.kernels import cpu, gpu
 
 ROOT = pathlib.Path(__file__).parents[2]
 SETS = ("avx2", "avx512", "avx512bf16")
@@ -26,9 +26,15 @@ def _tree(path: pathlib.Path) -> pathlib.Path:
     if importlib.util.find_spec("setuptools") is None:
         pytest.skip("the build command is setuptools'")
     shutil.copy(ROOT / "setup.py", path)
-    package = path / "qwen_asr_jax" / "kernels" / "cpu"
-    shutil.copytree(ROOT / "qwen_asr_jax" / "kernels" / "cpu" / "src", package / "src")
-    return package / cpu.LIBRARY.name
+    kernels = path / "qwen_asr_jax" / "kernels"
+    for platform in ("cpu", "gpu"):
+        shutil.copytree(ROOT / "qwen_asr_jax" / "kernels" / platform / "src", kernels / platform / "src")
+    return kernels / "cpu" / cpu.LIBRARY.name
+
+
+def _of_gpu(library: pathlib.Path) -> pathlib.Path:
+    """The library with the host half of the CUDA kernels, built beside that of the CPU's."""
+    return library.parents[1] / "gpu" / gpu.LIBRARY.name
 
 
 def _build(library: pathlib.Path, **env: str) -> str:
@@ -72,18 +78,34 @@ def test_a_failing_compiler_leaves_a_reason(tmp_path, compiler, reason):
     assert reason in said
     with pytest.raises(cpu._Unusable, match=f"not built: {reason}"):
         cpu._load(library)
+    with pytest.raises(gpu.Unusable, match=f"not built: {reason if sys.platform == 'linux' else 'there is no CUDA'}"):
+        gpu.load_library(_of_gpu(library))
 
 
 @needs_compiler
 def test_only_our_functions_are_exported(built):
     exported = {name for _, name in _symbols("-D", "--defined-only", str(built))}
     assert exported == {*cpu.HANDLERS, "qwen_asr_abi", "qwen_asr_isa", "qwen_asr_isa_names"}
+    exported = {name for _, name in _symbols("-D", "--defined-only", str(_of_gpu(built)))}
+    functions = {f"qwen_asr_cuda_{name}" for name in ("abi", "driver", "why_not", "scratch_bytes", "load")}
+    assert exported == {*gpu.HANDLERS, *functions}
+
+
+@needs_compiler
+def test_the_gpu_library_needs_nothing_of_cuda(built, monkeypatch):
+    gpu.load_library(_of_gpu(built))
+    wanted = {name for _, name in _symbols("-D", "--undefined-only", str(_of_gpu(built)))}
+    assert not {name for name in wanted if name.startswith("cu")}
+    monkeypatch.setattr(gpu, "ABI", 999)
+    with pytest.raises(gpu.Unusable, match="of version 1, this package wants 999"):
+        gpu.load_library(_of_gpu(built))
 
 
 @needs_compiler
 def test_no_instruction_set_leaks_into_shared_code(built):
     """A function that several objects hold is linked once: one compiled for AVX-512 must not be everybody's."""
-    objects = [p for name in SETS if (p := built.parents[3] / "objects" / f"isa_{name}.o").exists()]
+    objects = [p for name in SETS if (p := built.parents[3] / "objects" / built.stem / f"isa_{name}.o").exists()]
+    assert objects or "neon" in _sets(built)
     for path in objects:
         own = path.stem.removeprefix("isa_")
         space = f"8qwen_asr{len(own)}{own}"
