@@ -42,7 +42,7 @@ def define_model_flags() -> None:
     )
     flags.DEFINE_enum("backend", "auto", list(BACKENDS), "Where to run; auto takes a GPU if JAX sees one.")
     kinds = list(kernels.IMPLEMENTATIONS)
-    flags.DEFINE_enum("implementation", None, kinds, "What computes: xla, or cpu, the native kernels; by default auto.")
+    flags.DEFINE_enum("implementation", None, kinds, "What computes: xla; native kernels, cpu or cuda; by default auto.")
     flags.DEFINE_integer("threads", 0, "CPU threads; 0 for the physical cores.", lower_bound=0, short_name="t")
     flags.DEFINE_float(
         "memory_fraction", 0.0, "Most of a GPU's memory to take, up to 1; 0 for XLA's own three quarters.", 0.0, 1.0

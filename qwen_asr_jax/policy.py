@@ -12,7 +12,7 @@ Every dtype in the package comes from here.
 | `logits_dtype`   | the head's output, on which the argmax is taken                                            |
 | `layer_dtype`    | matrices of all linear layers, of encoder and decoder: `param_dtype`, or int8              |
 | `head_dtype`     | embedding table and head: `param_dtype`, or int8                                           |
-| `implementation` | no dtype: which kernels compute, `auto`, `xla` or `cpu`; see `qwen_asr_jax.kernels.choose` |
+| `implementation` | no dtype: which kernels compute, `auto`, `xla`, `cpu` or `cuda`; see `kernels.choose`          |
 | `projections`    | no dtype: whether the matrices that multiply one input (q, k and v; gate and up) are held  |
 |                  | `separate`, as in the files, or `fused` into one; `auto` is fused on GPUs                  |
 

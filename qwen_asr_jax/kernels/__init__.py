@@ -5,16 +5,17 @@ from __future__ import annotations
 from qwen_asr_jax import runtime
 from qwen_asr_jax.policy import Policy
 
-IMPLEMENTATIONS = ("auto", "xla", "cpu")
-"""What can be asked for. An op that the chosen kernels do not have is XLA's."""
+IMPLEMENTATIONS = ("auto", "xla", "cpu", "cuda")
+"""What can be asked for. What the chosen kernels do not have is XLA's."""
 
 
 def choose(implementation: str) -> str:
-    """Which kernels compute where `implementation` is asked for: `xla` or `cpu`.
+    """Which kernels compute where `implementation` is asked for: `xla`, `cpu` or `cuda`.
 
     Args:
-      implementation: `xla`; `cpu`, the native kernels; or `auto`: these where JAX computes on a CPU and they are there, else
-        XLA.
+      implementation: `xla`; `cpu`, the native kernels; `cuda`, those for decoding on NVIDIA GPUs; or `auto`: the native ones
+        where JAX computes on a CPU and they are there, else XLA. Nobody has measured the CUDA kernels so far, so they are
+        never chosen unasked.
 
     Raises:
       NotImplementedError: the native kernels are asked for and not available, or the name is unknown; the message says why.
@@ -23,8 +24,12 @@ def choose(implementation: str) -> str:
         raise NotImplementedError(f"no implementation {implementation!r}; there are {', '.join(IMPLEMENTATIONS)}")
     if implementation == "xla":
         return "xla"
-    from qwen_asr_jax.kernels import cpu  # starts JAX
+    from qwen_asr_jax.kernels import cpu, gpu  # starts JAX
 
+    if implementation == "cuda":
+        if reason := gpu.unavailable():
+            raise NotImplementedError(f"implementation 'cuda' (native kernels) is not available: {reason}")
+        return "cuda"
     reason = cpu.unavailable()
     if reason is not None and implementation == "cpu":
         raise NotImplementedError(f"implementation 'cpu' (native kernels) is not available: {reason}")
@@ -54,6 +59,8 @@ def for_policy(policy: Policy) -> str:
         if policy.implementation == "cpu":
             raise NotImplementedError(f"implementation 'cpu' (native kernels) cannot compute {mixed[0]}")
         return "xla"
+    if name == "cuda" and policy.projections == "separate":
+        raise NotImplementedError("implementation 'cuda' (native kernels) wants projections=fused")
     return name
 
 
@@ -65,9 +72,10 @@ def missing() -> str | None:
 
 
 def describe(policy: Policy) -> str:
-    """What computes under the policy, with the kernels' instruction set: `xla`, `cpu avx512bf16`."""
-    if for_policy(policy) == "xla":
-        return "xla"
+    """What computes under the policy, with the CPU kernels' instruction set: `xla`, `cuda`, `cpu avx512bf16`."""
+    name = for_policy(policy)
+    if name != "cpu":
+        return name
     from qwen_asr_jax.kernels import cpu
 
     return f"cpu {cpu.instruction_set()}"

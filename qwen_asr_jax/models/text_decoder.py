@@ -9,6 +9,7 @@ from qwen_asr_jax import kernels
 from qwen_asr_jax.config import ModelConfig
 from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.kernels.cpu.calls import Screen
+from qwen_asr_jax.kernels.gpu import calls as cuda
 from qwen_asr_jax.models.functional import call_layer
 from qwen_asr_jax.nn.decoder_layer import DecoderLayer
 from qwen_asr_jax.nn.layers import Embedding, RMSNorm
@@ -62,10 +63,16 @@ class TextDecoder(nnx.Module):
         new = jnp.arange(time)
         positions = start[:, None] + new
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
-        if kernels.for_policy(self.policy) == "cpu":
+        name = kernels.for_policy(self.policy)
+        if name == "cpu":
             layers = [layer.weights() for layer in self.layers]
             x, k_cache, v_cache = calls.decoder_layers(x, rope, k_cache, v_cache, start, layers, self.config.norm_eps)
             return self.norm(x), k_cache, v_cache
+        if name == "cuda" and over_cache and time == 1:
+            fused = [layer.fused_weights() for layer in self.layers]
+            if cuda.fits(cuda.decoder_program(x, k_cache[0], fused[0])) is None:
+                x, k_cache, v_cache = cuda.decoder_layers(x, rope, k_cache, v_cache, start, fused, self.config.norm_eps)
+                return self.norm(x), k_cache, v_cache
         if over_cache:
             mask = jnp.arange(k_cache[0].shape[1]) <= positions[..., None]
         else:

@@ -9,6 +9,7 @@ from qwen_asr_jax import kernels
 from qwen_asr_jax.config import TextConfig
 from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.kernels.cpu.calls import DecoderWeights
+from qwen_asr_jax.kernels.gpu import calls as cuda
 from qwen_asr_jax.nn.layers import Linear, Projections, RMSNorm
 from qwen_asr_jax.ops import kv_cache
 from qwen_asr_jax.ops.activations import swiglu
@@ -102,6 +103,14 @@ class DecoderLayer(nnx.Module):
         attended, k_cache, v_cache = self.self_attn(self.input_layernorm(x), rope, k_cache, v_cache, start, mask)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), k_cache, v_cache
+
+    def fused_weights(self) -> cuda.DecoderWeights:
+        """The parameters, of fused projections, as the CUDA kernels take them: all layers in one call, like those for CPUs."""
+        attention, mlp = self.self_attn, self.mlp
+        norms = (self.input_layernorm, self.post_attention_layernorm, attention.q_norm, attention.k_norm)
+        linears = (attention.qkv_proj, attention.o_proj, mlp.gate_up_proj, mlp.down_proj)
+        matrices = (cuda.Matrix(m.weight, m.scale) for m in (each.matrix() for each in linears))
+        return cuda.DecoderWeights(tuple(norm.weight[...] for norm in norms), *matrices)
 
     def weights(self) -> DecoderWeights:
         """The parameters as the native kernels take them; these run all layers in one call (`models.text_decoder`)."""

@@ -12,6 +12,7 @@ from flax import nnx
 from qwen_asr_jax import kernels
 from qwen_asr_jax.kernels.cpu import calls
 from qwen_asr_jax.kernels.cpu.calls import Matrix, Screen
+from qwen_asr_jax.kernels.gpu import calls as cuda
 from qwen_asr_jax.nn.parameters import matrix, ones, parameter
 from qwen_asr_jax.ops.cast import narrow
 from qwen_asr_jax.ops.embedding import lookup
@@ -115,10 +116,16 @@ class Embedding(nnx.Module):
           screen: of this weight, for the native kernels: the same token from fewer bytes (`ops.screen`); others ignore it. The
             log-probability is then that of logits in int8.
         """
-        if kernels.for_policy(self.policy) == "cpu" and x.shape[0] <= _FEW_ROWS:
+        name = kernels.for_policy(self.policy)
+        if name == "cpu" and x.shape[0] <= _FEW_ROWS:
             token, top, log_sum = calls.head(x, Matrix(self.weight[...], _value(self.scale)), screen)
             return token, top - log_sum
-        logits = self.attend(x)
+        logits = self.attend(x)  # removed by the compiler where only the token is used, and that comes from a kernel
+        if name == "cuda":
+            matrix = cuda.Matrix(self.weight[...], _value(self.scale))
+            if cuda.fits(cuda.head_program(x, matrix)) is None:
+                token, top = cuda.head(x, matrix)
+                return token, top - jax.nn.logsumexp(logits, axis=-1)
         top = jnp.max(logits, axis=-1)
         return jnp.argmax(logits, axis=-1).astype(jnp.int32), top - jax.nn.logsumexp(logits, axis=-1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import jax
@@ -9,9 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen_asr_jax import kernels, runtime
+from qwen_asr_jax.errors import BackendError
 from qwen_asr_jax.kernels import gpu
 from qwen_asr_jax.kernels.gpu import calls, programs
 from qwen_asr_jax.kernels.gpu.calls import DecoderWeights, Matrix
+from qwen_asr_jax.pipelines.load import load_model
+from qwen_asr_jax.policy import PRESETS
+from tests.audio_samples import synthetic
 from tests.cuda_emulation import emulated
 from tests.kernel_cases import BF16, F16, F32, normal
 
@@ -247,3 +253,45 @@ def test_lowering_for_a_gpu_needs_none(weights, cache, rows):
     assert "prefetch = false" in text
     aliased = re.findall(r"tf\.aliasing_output = (\d+)", text)
     assert len(aliased) == 4
+
+
+@pytest.mark.parametrize("policy", ["fp32", "bf16", "int8"])
+def test_the_engine_decodes_with_them(here, tiny_original, policy):
+    """The whole way: a model under `implementation=cuda` says what plain XLA says, alone and in batches."""
+    clips = [synthetic(1.0 + i, i) for i in range(2)]
+    with runtime.lowering_for("gpu"):
+        xla = load_model(tiny_original, policy, implementation="xla")
+        cuda = load_model(tiny_original, policy, implementation="cuda")
+        assert kernels.describe(cuda.engine.policy) == "cuda"
+        for each in (clips[:1], clips):
+            found = [result.tokens for result in cuda.transcribe(each, max_new_tokens=20)]
+            assert found == [result.tokens for result in xla.transcribe(each, max_new_tokens=20)]
+    kinds = {(program.kind, program.shape[0], program.shape[-1]) for program in here.loaded}
+    assert {kind for kind, _, _ in kinds} == {"decoder", "head"}
+
+
+def test_shapes_without_kernels_are_xlas(here, tiny_original):
+    """More rows than they take at once, and prompts."""
+    with runtime.lowering_for("gpu"):
+        model = load_model(tiny_original, "fp32", implementation="cuda")
+        results = model.transcribe([synthetic(1.0, i) for i in range(9)], max_new_tokens=6)
+        assert len({len(r.tokens) for r in results}) >= 1
+        assert not [program for program in here.loaded if program.shape[2 if program.kind == "decoder" else 1] > 8]
+        xla = load_model(tiny_original, "fp32", implementation="xla")
+        assert [r.tokens for r in results] == [
+            r.tokens for r in xla.transcribe([synthetic(1.0, i) for i in range(9)], max_new_tokens=6)
+        ]
+
+
+def test_they_are_never_chosen_unasked_and_want_fused_projections(here):
+    with runtime.lowering_for("gpu"):
+        assert kernels.choose("auto") == "xla"
+        assert kernels.choose("cuda") == "cuda"
+        separate = dataclasses.replace(PRESETS["bf16"], implementation="cuda", projections="separate")
+        with pytest.raises(NotImplementedError, match="wants projections=fused"):
+            kernels.for_policy(separate)
+
+
+def test_without_an_nvidia_gpu_they_are_refused_by_name(tiny_original):
+    with pytest.raises(BackendError, match=r"implementation 'cuda' .* is not available: they are for NVIDIA GPUs"):
+        load_model(tiny_original, "bf16", implementation="cuda")

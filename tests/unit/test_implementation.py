@@ -49,8 +49,10 @@ def computed_by(name, policy="bf16"):
 
 
 def test_auto_takes_native_kernels_where_they_are(having):
-    assert [kernels.choose(name) for name in kernels.IMPLEMENTATIONS] == ["cpu", "xla", "cpu"]
-    assert [kernels.describe(computed_by(name)) for name in kernels.IMPLEMENTATIONS] == ["cpu avx2", "xla", "cpu avx2"]
+    names = ("auto", "xla", "cpu")
+    assert [kernels.choose(name) for name in names] == ["cpu", "xla", "cpu"]
+    assert [kernels.describe(computed_by(name)) for name in names] == ["cpu avx2", "xla", "cpu avx2"]
+    assert {*names, "cuda"} == set(kernels.IMPLEMENTATIONS)
     assert kernels.missing() is None
 
 

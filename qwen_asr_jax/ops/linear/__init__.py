@@ -42,7 +42,7 @@ def linear(
       NotImplementedError: there is no implementation of that name here, or it cannot multiply these dtypes.
     """
     name = kernels.choose(implementation or "auto")
-    if implementation in (None, "auto") and not cpu.fits(x, weight):
+    if name not in _IMPLEMENTATIONS or (implementation in (None, "auto") and not cpu.fits(x, weight)):
         name = "xla"
     out = _IMPLEMENTATIONS[name](x, weight, scale=scale, accum_dtype=accum_dtype)
     return out if bias is None else out + bias

@@ -30,8 +30,16 @@ HEADS = [
     (I8, 4, 2048, 200),
 ]
 
-LIBRARY_DECODERS = [(F32, F32, 2, *_TINY), (BF16, BF16, 1, *_TINY), (I8, F16, 3, *_TINY)]
-LIBRARY_HEADS = [(F32, 2, 64, 100), (BF16, 1, 64, 100), (I8, 3, 64, 100)]
+_PRESET = (48, 96, 4, 2, 16)  # the random checkpoint `tiny`, with 512 tokens
+
+LIBRARY_DECODERS = [
+    *[(F32, F32, 2, *_TINY), (BF16, BF16, 1, *_TINY), (I8, F16, 3, *_TINY)],
+    *((w, c, b, *_PRESET) for w, c in [(F32, F32), (BF16, BF16), (I8, BF16)] for b in (1, 2)),
+]
+LIBRARY_HEADS = [
+    *[(F32, 2, 64, 100), (BF16, 1, 64, 100), (I8, 3, 64, 100)],
+    *((w, b, 48, 512) for w in (F32, BF16) for b in (1, 2)),
+]
 """Those of the libraries with which JAX's CPU backend runs the calls."""
 
 
