@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qwen_asr_jax.bench import fields
 from qwen_asr_jax.bench.fields import DASH, digits, percent
 from qwen_asr_jax.bench.gpu.findings import Findings, Rates
+from qwen_asr_jax.bench.gpu.measurement import COSTS
 
 H200 = Rates(read_gb_s=4300.0, bf16_gflop_s=780e3)
 """What an H200 reads, and how fast it multiplies, as others measured: what the targets are fractions of."""
@@ -153,7 +154,7 @@ def _full_bar(findings: Findings, preset: str, target: float) -> Bar:
 
 
 def _prefill_bar(findings: Findings, preset: str, target: float) -> Bar:
-    tokens = findings.figure("tokens", "machine", "cost of prefill", preset=preset, clip_s=_PROMPT_S)
+    tokens = findings.figure("tokens", COSTS, "prefill", preset=preset, clip_s=_PROMPT_S)
     here, there = _floors(findings, preset, _PROMPT_S, prefill=1)
     record = findings.workload("prefill", preset)
     ms = None if record is None else record.ms_per_token

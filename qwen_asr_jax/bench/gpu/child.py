@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         "lower_s": log.lower_s,
         "jax_ready_s": ready_s,
     }
-    sheet.programs(task.step, figures, facts)
+    sheet.programs(figures, facts)
     return 0
 
 

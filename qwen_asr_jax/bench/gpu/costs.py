@@ -34,4 +34,4 @@ def write_costs(sheet: Sheet, presets: Sequence[str], policy: str = "bf16") -> N
             }
             for stage, cost in stages.items():
                 settings = {"preset": preset, "policy": policy, "clip_s": seconds, "rows": rows, "steps": steps}
-                sheet.add(f"cost of {stage}", settings, {"flops": cost.flops, "bytes": cost.bytes, "tokens": prompt})
+                sheet.cost(stage, settings, {"flops": cost.flops, "bytes": cost.bytes, "tokens": prompt})

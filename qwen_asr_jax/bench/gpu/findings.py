@@ -9,7 +9,7 @@ from typing import Any
 
 from qwen_asr_jax.bench import fields
 from qwen_asr_jax.bench.gpu import measurement
-from qwen_asr_jax.bench.gpu.measurement import STEPS, Measurement
+from qwen_asr_jax.bench.gpu.measurement import COSTS, STEPS, Measurement
 from qwen_asr_jax.bench.gpu.sheet import RECORDS, RESULTS
 from qwen_asr_jax.bench.record import Record, read_records
 
@@ -85,17 +85,17 @@ class Findings:
         return found[-1] if found else None
 
     def floor_ms(self, rates: Rates, stages: Callable[[int], dict[str, int]], preset: str, clip_s: float) -> float | None:
-        """Least milliseconds of stages, each so many times, for the work that the machine section has written down.
+        """Least milliseconds of stages, each so many times, of the work that is written down.
 
         Args:
           stages: from the number of steps to `{"encode": 1, "prefill": 1, "step": n}`.
         """
         total = 0.0
-        costs = {each.name: each for each in self.select("machine", preset=preset, clip_s=clip_s)}
-        if "cost of step" not in costs:
+        costs = {each.name: each for each in self.select(COSTS, preset=preset, clip_s=clip_s)}
+        if "step" not in costs:
             return None
-        for stage, times in stages(costs["cost of step"].settings["steps"]).items():
-            cost = costs[f"cost of {stage}"]
+        for stage, times in stages(costs["step"].settings["steps"]).items():
+            cost = costs[stage]
             total += times * rates.floor_ms(cost.figures["flops"], cost.figures["bytes"])
         return total
 

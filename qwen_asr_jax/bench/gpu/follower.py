@@ -10,7 +10,7 @@ from types import TracebackType
 from qwen_asr_jax.bench import record
 from qwen_asr_jax.bench.fields import digits, figure_label
 from qwen_asr_jax.bench.gpu import measurement
-from qwen_asr_jax.bench.gpu.measurement import PROGRAMS, STEPS
+from qwen_asr_jax.bench.gpu.measurement import COSTS, PROGRAMS, STEPS
 from qwen_asr_jax.bench.gpu.sheet import RECORDS, RESULTS
 
 _INTERVAL_S = 0.3
@@ -59,7 +59,7 @@ def _measurement_line(line: str) -> str | None:
         found = measurement.parse(line)
     except ValueError:
         return None
-    if found.section in (STEPS, PROGRAMS):
+    if found.section in (STEPS, PROGRAMS, COSTS):
         return None if found.error else _step_line(found)
     if found.error is not None:
         return f"{found.title()}: {found.error}"

@@ -20,6 +20,9 @@ STEPS = "steps"
 PROGRAMS = "programs"
 """The section of the lines that say what each step compiled."""
 
+COSTS = "costs"
+"""The section of the lines that say what work there is at least."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:

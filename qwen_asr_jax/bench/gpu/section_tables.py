@@ -52,9 +52,7 @@ def _rows(findings: Findings, workload: str) -> list[fields.Row]:
 
 
 def _machine(findings: Findings) -> str:
-    rows = fields.make_rows(
-        [record for record in findings.records if record.workload == "roofline" and record.error is None]
-    )
+    rows = _rows(findings, "roofline")
     parts = [tables.roofline_table(rows) if rows else ""]
     copies = findings.select("machine", "copy")
     parts.append(
@@ -179,8 +177,8 @@ def _loop(findings: Findings) -> str:
     text = _table(findings.select("loop", "loop"), columns, left=["preset", "policy", "kernels", "XLA flags"])
     note = (
         "One row, from a cache of random keys and values. `kernels in loop` is counted in the compiled program; `run per step`"
-        " and `their ms` come from a trace, in which kernels run one by one; `gap` is the rest of the step. `same tokens` as the"
-        " plain loop's, for so many different inputs."
+        " and `their ms` come from a trace, in which kernels run one by one; `gap` is the rest of the step. `same tokens` as"
+        " the plain loop's, for so many different inputs."
     )
     return f"{text}\n\n{note}" if text else ""
 

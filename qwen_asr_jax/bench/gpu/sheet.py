@@ -84,9 +84,13 @@ class Sheet:
         """Writes that something was to be measured and was not."""
         self._write(Measurement(self.task.section, name, dict(settings), error=" ".join(why.split()), is_gap=True))
 
-    def programs(self, step: str, figures: Mapping[str, float], facts: Mapping[str, Any]) -> None:
-        """Writes what a step's process compiled."""
-        self._write(Measurement(measurement.PROGRAMS, step, {}, dict(figures), dict(facts)))
+    def programs(self, figures: Mapping[str, float], facts: Mapping[str, Any]) -> None:
+        """Writes what the step's process compiled."""
+        self._write(Measurement(measurement.PROGRAMS, self.task.step, {}, dict(figures), dict(facts)))
+
+    def cost(self, stage: str, settings: Mapping[str, Any], figures: Mapping[str, float]) -> None:
+        """Writes the least work of a stage."""
+        self._write(Measurement(measurement.COSTS, stage, dict(settings), dict(figures)))
 
     def measure(
         self, name: str, settings: Mapping[str, Any], measure: Callable[[], Mapping[str, float]], needs_s: float = 0.0
