@@ -157,15 +157,13 @@ def _gap(findings: Findings, preset: str, loop: Measurement) -> Iterator[str]:
                 f"A step of {preset} takes {digits(_ms(loop))} ms, its {digits(kernels)} kernels {digits(busy)}:"
                 f" **{percent(gap)} lies between them**; {verdict}."
             )
-        launch_us = next(
-            (us for r in findings.records if r.workload == "roofline" and (us := fields.figure(r, "loop_step_us"))), None
-        )
+        launch_us = findings.figure("kernel_us", "machine", "kernels in a row")
         if launch_us is not None:
             launches = kernels * launch_us / 1e3
-            verdict = f"a step of XLA's kernels {'is' if launches < MOST_GAP * _ms(loop) else 'is not'} good enough by that"
+            verdict = "that is little enough" if launches < MOST_GAP * _ms(loop) else "fewer are needed"
             yield (
-                f"A tiny kernel in a loop costs {digits(launch_us)} µs; a step's {digits(kernels)} of them, {preset}, would be"
-                f" {percent(launches / _ms(loop))} of it (more than {percent(MOST_GAP)} asks for fewer): {verdict}."
+                f"A kernel that does nearly nothing costs {digits(launch_us)} µs; the {digits(kernels)} of a step, {preset},"
+                f" would take {percent(launches / _ms(loop))} of it by that; {verdict}."
             )
 
 

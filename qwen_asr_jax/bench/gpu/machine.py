@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from qwen_asr_jax.bench import machine, memory, roofline
+from qwen_asr_jax.bench.gpu import hlo
 from qwen_asr_jax.bench.gpu.costs import write_costs
 from qwen_asr_jax.bench.gpu.sheet import Sheet
 from qwen_asr_jax.bench.options import Listener, Options
@@ -37,6 +38,8 @@ def run(sheet: Sheet) -> None:
         for size in (256,) if sheet.quick else (4096, 8192):
             settings = {"dtype": dtype, "precision": precision, "size": size}
             sheet.measure("product", settings, functools.partial(product_rate, dtype, precision, size), needs_s=5)
+    for name, measure in {"kernels in a row": chain_cost, "loop that looks": looking_cost}.items():
+        sheet.measure(name, {}, functools.partial(measure, 20 if sheet.quick else 500), needs_s=5)
     write_costs(sheet, sheet.settings["presets"])
 
 
@@ -101,6 +104,43 @@ def copy_rate(mib: int) -> dict[str, float]:
         best = min(best, time.perf_counter() - start)
     rate = num_bytes * _COPIES / best / 1e9
     return {"read_and_write_gb_s": 2 * rate, "copied_gb_s": rate}
+
+
+_CHAIN = 32
+"""Products in a row in one program; none can be joined with the next."""
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _chain(x: Array, matrix: Array, times: int) -> Array:
+    def body(_: int, x: Array) -> Array:
+        for _ in range(_CHAIN):
+            x = lax.dot_general(x, matrix, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32).astype(x.dtype)
+        return x
+
+    return lax.fori_loop(0, times, body, x)
+
+
+def chain_cost(times: int) -> dict[str, float]:
+    """What a kernel costs among kernels that have nearly nothing to do, in a loop whose end is known: its launch."""
+    x, matrix = jnp.full((16, 64), 0.5, jnp.bfloat16), jnp.full((64, 64), 1 / 64, jnp.bfloat16)
+    program = _chain.lower(x, matrix, times).compile()
+    kernels = hlo.loop_kernels(program.as_text() or "")
+    jax.block_until_ready(program(x, matrix))
+    seconds = min(roofline.seconds_per_call(program, x, matrix) for _ in range(3)) / times
+    return {"kernel_us": seconds / max(1, kernels) * 1e6, "product_us": seconds / _CHAIN * 1e6, "kernels": kernels}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _looking(x: Array, times: int) -> Array:
+    return lax.while_loop(lambda y: y[0] < times, lambda y: y + 1.0, x)
+
+
+def looking_cost(times: int) -> dict[str, float]:
+    """What one pass of a loop costs whose end depends on what it computes, with one tiny kernel in it."""
+    x = jnp.zeros(8, jnp.float32)
+    jax.block_until_ready(_looking(x, times))
+    seconds = min(roofline.seconds_per_call(_looking, x, times) for _ in range(3)) / times
+    return {"pass_us": seconds * 1e6}
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qwen_asr_jax.bench import fields, plots
-from qwen_asr_jax.bench.gpu.bars import bars, is_h200
+from qwen_asr_jax.bench.gpu.bars import bars, floor_of_step, is_h200
 from qwen_asr_jax.bench.gpu.findings import Findings
 from qwen_asr_jax.bench.gpu.matrices import STORED
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PICTURES = {
@@ -51,8 +52,8 @@ def _targets(findings: Findings) -> Figure | None:
             va="center",
             fontsize=8,
         )
-    axes.barh([], [], color="C2", label="target met")
-    axes.barh([], [], color="C3", label="not met")
+    _explain(axes, "C2", "target met")
+    _explain(axes, "C3", "not met")
     axes.plot([], [], color="0.1", linewidth=2, label="target, as on an H200")
     labels = [f"{bar.what}, {fields.digits(bar.target)} {bar.unit}" for bar in rows]
     axes.set_yticks(range(len(rows)), [plots.wrapped(label) for label in labels], fontsize=8)
@@ -77,13 +78,16 @@ def _matvec(findings: Findings) -> Figure | None:
     for axes, preset in zip(panels, presets, strict=True):
         own = [each for each in cases if each.setting("preset") == preset]
         names = list(dict.fromkeys(str(each.setting("product")) for each in own))
-        width = 0.8 / len(dtypes)
-        for i, dtype in enumerate(dtypes):
+        shown = [dtype for dtype in dtypes if any(each.setting("dtype") == dtype for each in own)]
+        width = 0.8 / len(shown)
+        for i, dtype in enumerate(shown):
             found = {
                 str(each.setting("product")): each.figure("gb_s") or 0.0 for each in own if each.setting("dtype") == dtype
             }
-            at = [names.index(name) + (i - (len(dtypes) - 1) / 2) * width for name in found]
-            axes.bar(at, [100 * rate / rates.read_gb_s for rate in found.values()], width=width, label=dtype, color=f"C{i}")
+            at = [names.index(name) + (i - (len(shown) - 1) / 2) * width for name in found]
+            axes.bar(
+                at, [100 * rate / rates.read_gb_s for rate in found.values()], width=width, color=f"C{dtypes.index(dtype)}"
+            )
         shapes = {str(each.setting("product")): " x ".join(map(str, each.settings["shape"])) for each in own}
         axes.set_xticks(range(len(names)), [f"{name}\n{shapes[name]}" for name in names], fontsize=8)
         axes.axhline(100, color="0.2", linestyle="--", linewidth=1)
@@ -92,6 +96,8 @@ def _matvec(findings: Findings) -> Figure | None:
         axes.set_title(preset, fontsize=9, loc="left")
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
+    for i, dtype in enumerate(dtypes):
+        _explain(panels[0], f"C{i}", dtype)
     return _finished(figure, PICTURES["matvec.png"])
 
 
@@ -99,7 +105,8 @@ def _loop(findings: Findings) -> Figure | None:
     rows = [each for each in findings.select("loop", "loop") if each.figure("ms_per_token_at_158")]
     if not rows:
         return None
-    figure = plots.new_figure(_WIDTH, 1.3 + 1.2 * _BAR * len(rows))
+    floors = {preset: floor_of_step(findings, preset) for preset in {str(each.setting("preset")) for each in rows}}
+    figure = plots.new_figure(_WIDTH, 1.3 + 1.5 * _BAR * len(rows))
     axes = figure.subplots()
     for i, each in enumerate(rows):
         ms = each.figures["ms_per_token_at_158"]
@@ -108,17 +115,27 @@ def _loop(findings: Findings) -> Figure | None:
         axes.barh(i, ms, height=0.7, color="C1" if busy is not None else "0.7")
         if busy is not None:
             axes.barh(i, min(busy, ms), height=0.7, color="C0")
-        axes.annotate(fields.digits(ms), (ms, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
-    axes.barh([], [], color="C0", label="in kernels")
-    axes.barh([], [], color="C1", label="between them")
+        if floor := floors.get(str(each.setting("preset"))):
+            axes.plot([floor] * 2, [i - 0.42, i + 0.42], color="0.1", linewidth=2)
+        text = fields.digits(ms) + ("" if each.figure("equal_tokens") == each.figure("inputs") else ", OTHER TOKENS")
+        axes.annotate(text, (ms, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    _explain(axes, "C0", "in kernels")
+    _explain(axes, "C1", "between them")
     if any(not findings.select("loop", "profile", **each.settings) for each in rows):
-        axes.barh([], [], color="0.7", label="not profiled")
+        _explain(axes, "0.7", "not profiled")
+    if any(floors.values()):
+        axes.plot([], [], color="0.1", linewidth=2, label="floor")
     axes.set_yticks(range(len(rows)), [plots.wrapped(each.title().removeprefix("loop ")) for each in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)
-    axes.set(xlabel="ms per token", xlim=(0, 1.15 * max(each.figures["ms_per_token_at_158"] for each in rows)))
+    axes.set(xlabel="ms per token", xlim=(0, 1.2 * max(each.figures["ms_per_token_at_158"] for each in rows)))
     return _finished(figure, PICTURES["loop.png"])
+
+
+def _explain(axes: Axes, color: str, label: str) -> None:
+    """An entry of the legend for bars of that color."""
+    axes.plot([], [], color=color, marker="s", markersize=8, linestyle="none", label=label)
 
 
 def _finished(figure: Figure, title: str) -> Figure:

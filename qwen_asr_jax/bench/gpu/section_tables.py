@@ -65,6 +65,14 @@ def _machine(findings: Findings) -> str:
             },
         )
     )
+    launches = {
+        "launches": lambda each: each.name,
+        "per kernel, µs": _figure("kernel_us"),
+        "per product": _figure("product_us"),
+        "per pass": _figure("pass_us"),
+    }
+    small = [*findings.select("machine", "kernels in a row"), *findings.select("machine", "loop that looks")]
+    parts.append(_table(small, launches, left=["launches"]))
     products = {
         "operands": _setting("dtype"),
         "precision": _setting("precision"),
