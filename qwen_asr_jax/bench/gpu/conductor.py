@@ -30,7 +30,10 @@ _PAGE_S = 8.0
 _LEAST_SHARE = 0.4
 """A step is begun if so much of what it should take is left: it writes as it goes."""
 _SLACK_S = 20.0
-_UNKNOWN_FLAG = re.compile(r"Unknown flags? in XLA_FLAGS|[Ii]llegal value .* for flag|[Ff]ailed to parse .*flag")
+_REFUSED_FLAG = re.compile(r"Unknown flags? in XLA_FLAGS: \S+|Illegal value for --\S+ \S+")
+_FATAL = re.compile(r"^F\d{4} .*?\] (.{1,200})", re.MULTILINE)
+"""What XLA says before it ends the process; behind it may follow much else."""
+_NOT_TAKEN = "this jaxlib does not take it: "
 
 Command = Callable[[Task], Sequence[str]]
 
@@ -178,12 +181,11 @@ class Conductor:
 
     def _environment(self, step: Step) -> Mapping[str, str]:
         flags = " ".join(part for part in (os.environ.get("XLA_FLAGS", ""), step.variables.get("XLA_FLAGS", "")) if part)
-        cache = self.folder / ("xla" if not step.beside else f"xla-{step.name.replace(' ', '-')}")
         return {
             **os.environ,
             **step.variables,
             "XLA_FLAGS": flags,
-            runtime.CACHE_VARIABLE: str(cache),
+            runtime.CACHE_VARIABLE: str(self.folder / step.cache),
             "XDG_CACHE_HOME": str(self.folder / "home"),
         }
 
@@ -193,14 +195,16 @@ class Conductor:
             return "interrupted"
         if not done.status:
             return None
-        said = _UNKNOWN_FLAG.search(done.stderr)
-        return f"this jaxlib does not take the flag ({said[0]})" if said else done.reason()
+        if refused := _REFUSED_FLAG.search(done.stderr):
+            return f"{_NOT_TAKEN}{refused[0]}"
+        fatal = _FATAL.search(done.stderr)
+        return done.reason() if fatal is None or done.timed_out else f"XLA ended it: {fatal[1]}"
 
     def _account(self, step: Step, error: str | None) -> bool:
         """Writes what became of a step that did not end well; returns whether it counts as done."""
         if error is None:
             return True
-        is_gap = not error.startswith("this jaxlib does not take")
+        is_gap = not error.startswith(_NOT_TAKEN)
         self._write(Measurement(STEPS, step.name, {"section": step.section}, error=error, is_gap=is_gap))
         self.say(f"{step.name}: {error}")
         return not is_gap

@@ -12,7 +12,7 @@ from qwen_asr_jax.pipelines.offline import QwenASR
 
 
 def run(sheet: Sheet) -> None:
-    """Measures one model; `settings`: `preset`, `policy`, `implementation`."""
+    """Measures one model; `settings`: `preset`, `policy`, `implementation`, `compiled_before`."""
     given = dict(sheet.settings)
     path = checkpoints.model_dir(sheet.folder, given["preset"])
     try:

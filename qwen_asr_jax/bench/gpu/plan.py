@@ -33,13 +33,15 @@ LOOP_FLAGS = {
     "no command buffers": "--xla_gpu_enable_command_buffer=",
     "loops captured": "--xla_gpu_enable_command_buffer=+WHILE",
     "smallest graphs": "--xla_gpu_graph_min_graph_size=1",
+    "graphs not updated": "--xla_gpu_command_buffer_update_mode=SKIP_TEMP",
 }
 MATVEC_FLAGS = {
     "no Triton products": "--xla_gpu_enable_triton_gemm=false",
     "no cublasLt": "--xla_gpu_enable_cublaslt=false",
     "all tilings": "--xla_gpu_exhaustive_tiling_search=true",
+    "split K": "--xla_gpu_experimental_force_split_k=4",
 }
-"""XLA's flags by the name of the variant. A jaxlib that does not know one ends the step's process, and no other."""
+"""XLA's flags by the name of the variant. Where jaxlib does not know one, it ends the step's process, and no other."""
 
 CHECKS = (1, 8, 32, 4, 16)
 """Values of the engine's `steps_per_check`; the first is the plain loop, whose tokens the others must choose."""
@@ -60,8 +62,9 @@ class Step:
       expected_s: how long it takes.
       needs: names of the preparations that must be done before.
       variables: environment of its process; `XLA_FLAGS` are added to the user's.
-      beside: steps of one such name that follow one another run side by side, each with a compilation cache of its own: what
-        is compiled beside others is not what is measured later.
+      beside: steps of one such name that follow one another run side by side.
+      cache: folder of compiled programs. Steps that run beside others have one of their own: what the compiler chose beside
+        others is not what is to be measured later.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Step:
     needs: tuple[str, ...] = ()
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     beside: str = ""
+    cache: str = "xla"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,7 @@ def _parity(preset: str, policies: Sequence[str], implementations: Sequence[str]
             expected_s,
             needs,
             beside="parity",
+            cache=f"xla-parity-{policy}",
         )
         for policy in policies
     ]
@@ -180,9 +185,21 @@ _STAGES = [
 ]
 
 
-def _memory(preset: str, policy: str, expected_s: float = 40) -> Step:
-    settings = {"preset": preset, "policy": policy, "implementation": "auto"}
-    return Step(f"memory {preset} {policy}", "memory", settings, expected_s, (f"checkpoint {preset}",), beside="memory")
+def _memory(models: Sequence[tuple[str, str]], expected_s: float = 40) -> list[Step]:
+    """Twice, as compiling takes memory, too: with an empty cache of programs, then with the one that this left behind."""
+    return [
+        Step(
+            f"memory {preset} {policy} {state}",
+            "memory",
+            {"preset": preset, "policy": policy, "implementation": "auto", "compiled_before": state == "again"},
+            seconds,
+            (f"checkpoint {preset}",),
+            beside=f"memory {state}",
+            cache=f"xla-memory-{preset}-{policy}",
+        )
+        for state, seconds in (("first", expected_s), ("again", expected_s / 3))
+        for preset, policy in models
+    ]
 
 
 def _full_steps() -> list[Step]:
@@ -198,8 +215,7 @@ def _full_steps() -> list[Step]:
         _workloads("batch 0.6b 128", "0.6b", [_batch(128, 0.0)], 40),
         _loop("1.7b", CHECKS[:2], 35),
         _workloads("workloads 1.7b", "1.7b", _STAGES, 50),
-        *[_memory("0.6b", policy) for policy in ("fp32", "bf16", "fp16", "int8")],
-        _memory("1.7b", "bf16"),
+        *_memory([("0.6b", "fp32"), ("0.6b", "bf16"), ("0.6b", "fp16"), ("0.6b", "int8"), ("1.7b", "bf16")]),
         *[_loop("0.6b", CHECKS[:1], 20, variant, flags=flags) for variant, flags in LOOP_FLAGS.items()],
         _workloads("batch 1.7b 128", "1.7b", [_batch(128, 0.0)], 45),
         Step("conv", "conv", {"preset": "0.6b"}, 40),
@@ -219,7 +235,7 @@ def _full_steps() -> list[Step]:
         _loop("1.7b", (1, *CHECKS[2:]), 60),
         Step("start 1.7b", "compile", {"preset": "1.7b", "policy": "bf16"}, 60, ("checkpoint 1.7b",)),
     ]
-    return [*steps, *[_memory("1.7b", policy) for policy in ("fp32", "fp16", "int8")]]
+    return [*steps, *_memory([("1.7b", "fp32"), ("1.7b", "fp16"), ("1.7b", "int8")])]
 
 
 def _matvec_variant(variant: str, flags: str, preset: str, expected_s: float) -> Step:
@@ -244,7 +260,7 @@ def _quick_steps() -> list[Step]:
         _loop("tiny", CHECKS[:1], 15, first_loop, flags=flags),
         _workloads("workloads tiny", "tiny", jobs, 15),
         *_parity("tiny", ("bf16",), ("xla", *_GPU_KERNELS), 30),
-        _memory("tiny", "bf16", 10),
+        *_memory([("tiny", "bf16")], 12),
         Step("conv", "conv", {"preset": "tiny"}, 10),
         Step("start tiny", "compile", {"preset": "tiny", "policy": "bf16"}, 20, ("checkpoint tiny",)),
     ]

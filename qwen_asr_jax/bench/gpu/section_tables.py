@@ -233,6 +233,7 @@ def _memory(findings: Findings) -> str:
         "preset": _setting("preset"),
         "policy": _setting("policy"),
         "kernels": _setting("implementation"),
+        "programs": lambda each: "from the cache" if each.setting("compiled_before") else "compiled",
         "weights, MB": _figure("weight_bytes", 1e-6),
         "device peak, loaded": after_loading,
         "transcribed": _figure("device_peak_bytes_in_use", 1e-6),
@@ -242,7 +243,7 @@ def _memory(findings: Findings) -> str:
             for verb in ("log_mel", "encode", "embed", "prefill", "decode")
         },
     }
-    return _table(findings.select("memory", "transcribed"), columns, left=["preset", "policy", "kernels"])
+    return _table(findings.select("memory", "transcribed"), columns, left=["preset", "policy", "kernels", "programs"])
 
 
 def _compile(findings: Findings) -> str:
