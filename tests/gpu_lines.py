@@ -127,7 +127,7 @@ def _loop() -> Iterator[Measurement]:
             settings["steps_per_check"] = check
             equal = 1 if variant == "smallest graphs" else 2
             figures = {"ms_per_token_at_62": ms * factor, "ms_per_token_at_158": 1.02 * ms * factor, "kernels_in_loop": 420}
-            figures |= {"compile_s": 9.0, "inputs": 2, "equal_tokens": equal, "different_inputs": 1}
+            figures |= {"compile_s": 9.0, "inputs": 2, "equal_tokens": equal, "different_tokens": 1}
             yield Measurement("loop", "loop", settings, figures)
             figures = {"kernels_per_step": 415.0, "kernel_ms_per_step": 0.6 * ms}
             yield Measurement("loop", "profile", settings, figures)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 
 import jax
@@ -51,10 +53,24 @@ def loop_kernels(text: str) -> int:
 
 
 def program_text(name: str) -> str | None:
-    """The text of the newest compiled program of that name in this process, `decode` for what was `jit(decode)`."""
-    modules = [program.hlo_modules()[0] for program in jax.local_devices()[0].client.live_executables()]
-    texts = [module.to_string() for module in modules if module.name.removeprefix("jit_") == name]
-    return texts[0] if texts else None  # the list begins with the newest
+    """The text of the newest compiled program of that name in this process, `decode` for what was `jit(decode)`.
+
+    None where there is none, or its text is not kept.
+    """
+    for program in jax.local_devices()[0].client.live_executables():  # begins with the newest
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # of a program from the cache it may not be there
+            module = program.hlo_modules()[0]
+            if module.name.removeprefix("jit_") == name:
+                return module.to_string()
+    return None
+
+
+def kernels_of(program: jax.stages.Compiled) -> float:
+    """`loop_kernels` of a compiled program; not a number where its text is not kept."""
+    try:
+        return loop_kernels(program.as_text() or "")
+    except (jax.errors.JaxRuntimeError, NotImplementedError):
+        return math.nan
 
 
 def _computations(text: str) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from qwen_asr_jax.bench.gpu import checkpoints, hlo
+from qwen_asr_jax.bench.gpu.plan import CHECKS
 from qwen_asr_jax.bench.gpu.sheet import Sheet
 from qwen_asr_jax.bench.profile import stage_times
 from qwen_asr_jax.bench.workloads import mean_context
@@ -87,20 +88,24 @@ def measure(sheet: Sheet, engine: Engine, settings: dict[str, Any]) -> dict[str,
     text = hlo.program_text("decode")
     if text:
         figures["kernels_in_loop"] = hlo.loop_kernels(text)
+    figures["different_tokens"] = float(tokens[0] != tokens[1])
     wanted = _plain_tokens(sheet.folder, settings, tokens)
-    figures["inputs"] = len(tokens)
-    figures["equal_tokens"] = sum(a == b for a, b in zip(tokens, wanted, strict=True))
-    figures["different_inputs"] = float(tokens[0] != tokens[1])
+    if wanted is not None:
+        figures["inputs"] = len(tokens)
+        figures["equal_tokens"] = sum(a == b for a, b in zip(tokens, wanted, strict=True))
     return figures
 
 
-def _plain_tokens(folder: pathlib.Path, settings: dict[str, Any], tokens: list[list[int]]) -> list[list[int]]:
-    """The tokens of the first loop that ran for this model and kernels: the one that looks at its condition at every step."""
+def _plain_tokens(folder: pathlib.Path, settings: dict[str, Any], tokens: list[list[int]]) -> list[list[int]] | None:
+    """What the plain loop chose for this model and kernels, without flags and looking at its condition at every step.
+
+    If this is the plain loop itself, its tokens are kept for the others; None if it has not run.
+    """
     kind = "-".join(str(settings[name]) for name in ("preset", "policy", "implementation"))
     path = folder / f"loop-{kind}.json"
-    if not path.exists():
+    if not settings["variant"] and settings[STEPS_PER_CHECK] in (None, CHECKS[0]):
         write_text(path, json.dumps(tokens))
-    return list(json.loads(path.read_text(encoding="utf-8")))
+    return None if not path.exists() else list(json.loads(path.read_text(encoding="utf-8")))
 
 
 def profile(sheet: Sheet, engine: Engine) -> dict[str, float]:

@@ -119,7 +119,7 @@ def measure(case: Case, quick: bool) -> dict[str, float]:
         "gb_s": num_bytes / seconds / 1e9,
         "matrix_bytes": num_bytes,
         "matrices": count,
-        "kernels_per_product": hlo.loop_kernels(program.as_text() or "") / count,
+        "kernels_per_product": hlo.kernels_of(program) / count,
         "compile_s": compile_s,
     }
 

@@ -232,7 +232,7 @@ def _full_steps() -> list[Step]:
         _workloads("clips 1.7b", "1.7b", [_full(30.0, 90), _full(3.64, 19), _full(120.0, 360)], 90),
         _workloads("batches 1.7b", "1.7b", [_batch(rows) for rows in (64, 256, 8, 1)], 150),
         _workloads("contexts 0.6b", "0.6b", [_STAGES[1] | {"contexts": [64, 256, 1024, 4096]}], 70),
-        _loop("1.7b", (1, *CHECKS[2:]), 60),
+        dataclasses.replace(_loop("1.7b", CHECKS[2:], 50), name="loop 1.7b, other checks"),
         Step("start 1.7b", "compile", {"preset": "1.7b", "policy": "bf16"}, 60, ("checkpoint 1.7b",)),
     ]
     return [*steps, *_memory([("1.7b", "fp32"), ("1.7b", "fp16"), ("1.7b", "int8")])]
