@@ -96,6 +96,20 @@ def test_targets_on_an_h200(findings):
     assert memory["device memory, 1.7b bf16, clip of 30 s"].is_met(True) is None
 
 
+def test_of_several_kernels_the_fastest_count_and_of_each_the_newest(findings):
+    slow, fast, newer = (
+        gpu_lines.gpu_record("decode", "0.6b", {"ms_per_token": ms}, implementation=kernels)
+        for ms, kernels in ((2.0, "xla"), (0.5, "cuda"), (0.6, "cuda"))
+    )
+    found = dataclasses.replace(findings, records=[*findings.records, slow, fast, newer])
+    assert found.workload("decode", "0.6b") is newer  # the first xla record is no longer what XLA takes
+    decode = next(bar for bar in bars(found) if bar.what == "decoding, 0.6b bf16, one clip")
+    assert (decode.measured, decode.how) == (pytest.approx(0.6), "workload decode, by cuda")
+    assert found.workload("decode", "0.6b", policy="int8") is None
+    assert found.workload("batch", "0.6b", rows=64) is None
+    assert found.workload("full", "0.6b", clip_s=30.0) is None
+
+
 def test_on_another_card_the_fraction_decides(findings):
     slow = [dataclasses.replace(r, roofline={**(r.roofline or {}), "read_gb_s": 1200.0}) for r in findings.records]
     found = dataclasses.replace(findings, records=slow)

@@ -9,6 +9,7 @@ from qwen_asr_jax.bench import fields
 from qwen_asr_jax.bench.fields import DASH, digits, percent
 from qwen_asr_jax.bench.gpu.findings import Findings, Rates
 from qwen_asr_jax.bench.gpu.measurement import COSTS
+from qwen_asr_jax.bench.record import Record
 
 H200 = Rates(read_gb_s=4300.0, bf16_gflop_s=780e3)
 """What an H200 reads, and how fast it multiplies, as others measured: what the targets are fractions of."""
@@ -112,11 +113,16 @@ def _floors(findings: Findings, preset: str, clip_s: float, **stages: int) -> tu
     return here, findings.floor_ms(H200, counted, preset, clip_s)
 
 
+def _kernels(record: Record | None) -> str:
+    """How a workload was measured: where several kernels were, the fastest count."""
+    return "" if record is None else f"workload {record.workload}, by {fields.implementation(record)}"
+
+
 def _decode_bars(findings: Findings, preset: str, targets: Sequence[float]) -> list[Bar]:
     floors = _floors(findings, preset, _PROMPT_S, step=1)
     record = findings.workload("decode", preset)
     as_it_is = None if record is None else fields.figure(record, "ms_per_token")
-    how = "decode workload" if record is not None else ""
+    how = _kernels(record)
     loops = findings.select("loop", "loop", preset=preset, policy="bf16")
     if as_it_is is None:
         plain = [each for each in loops if not each.setting("variant") and each.setting("implementation") == "auto"]
@@ -150,7 +156,7 @@ def _full_bar(findings: Findings, preset: str, target: float) -> Bar:
     floors = _floors(findings, preset, _PROMPT_S, encode=1, prefill=1, step=-1)
     record = findings.workload("full", preset, clip_s=_PROMPT_S)
     ms = None if record is None else fields.figure(record, "total_ms")
-    return Bar(f"clip of 11 s, 30 tokens, {preset} bf16", "ms", target, ms, "", *floors)
+    return Bar(f"clip of 11 s, 30 tokens, {preset} bf16", "ms", target, ms, _kernels(record), *floors)
 
 
 def _prefill_bar(findings: Findings, preset: str, target: float) -> Bar:
@@ -159,7 +165,7 @@ def _prefill_bar(findings: Findings, preset: str, target: float) -> Bar:
     record = findings.workload("prefill", preset)
     ms = None if record is None else record.ms_per_token
     floors = [None if floor is None or not tokens else floor / tokens for floor in (here, there)]
-    return Bar(f"prompt of 158 tokens, {preset} bf16", "ms/token", target, ms, "", *floors)
+    return Bar(f"prompt of 158 tokens, {preset} bf16", "ms/token", target, ms, _kernels(record), *floors)
 
 
 def _batch_bar(findings: Findings, preset: str, target: float) -> Bar:
@@ -168,7 +174,13 @@ def _batch_bar(findings: Findings, preset: str, target: float) -> Bar:
     record = findings.workload("batch", preset, rows=_BATCH_ROWS)
     rate = None if record is None else fields.figure(record, "audio_s_per_s")
     return Bar(
-        f"{_BATCH_ROWS} clips of 30 s, 90 tokens each, {preset} bf16", "audio s/s", target, rate, "", *most, is_rate=True
+        f"{_BATCH_ROWS} clips of 30 s, 90 tokens each, {preset} bf16",
+        "audio s/s",
+        target,
+        rate,
+        _kernels(record),
+        *most,
+        is_rate=True,
     )
 
 
