@@ -87,8 +87,11 @@ def _memory_limits() -> dict[str, float]:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _copy(x: Array) -> Array:
-    """Reads and writes `x` `_COPIES` times."""
-    return lax.fori_loop(0, _COPIES, lambda _, y: y * 0.5 + 1.0, x)
+    """Reads and writes `x` `_COPIES` times.
+
+    Without the barrier XLA unrolls so short a loop and does it all in one pass.
+    """
+    return lax.fori_loop(0, _COPIES, lambda _, y: lax.optimization_barrier(y * 0.5 + 1.0), x)
 
 
 def copy_rate(mib: int) -> dict[str, float]:
