@@ -44,10 +44,9 @@ _SEEDS = (1, 2)
 def run(sheet: Sheet) -> None:
     """Measures one preset; `settings`: `preset`, `policy`, `implementation`, `checks`, `variant` (of XLA's flags)."""
     given = sheet.settings
-    has_option = STEPS_PER_CHECK in {field.name for field in dataclasses.fields(EngineOptions)}
-    for check in given["checks"] if has_option else given["checks"][:1]:
+    for check in given["checks"]:
         settings = {name: given[name] for name in ("preset", "policy", "implementation", "variant")}
-        settings |= {STEPS_PER_CHECK: check if has_option else None}
+        settings |= {STEPS_PER_CHECK: check}
         try:
             engine = _engine(sheet, settings)
         except BackendError as e:
@@ -63,8 +62,7 @@ def run(sheet: Sheet) -> None:
 
 
 def _engine(sheet: Sheet, settings: dict[str, Any]) -> Engine:
-    check = settings[STEPS_PER_CHECK]
-    options = EngineOptions(**({} if check is None else {STEPS_PER_CHECK: check}))
+    options = EngineOptions(steps_per_check=settings[STEPS_PER_CHECK])
     path = checkpoints.model_dir(sheet.folder, settings["preset"])
     model = load_model(path, settings["policy"], implementation=settings["implementation"], options=options)
     return model.engine
@@ -106,7 +104,7 @@ def _plain_tokens(folder: pathlib.Path, settings: dict[str, Any], tokens: list[l
     """
     kind = "-".join(str(settings[name]) for name in ("preset", "policy", "implementation"))
     path = folder / f"loop-{kind}.json"
-    if not settings["variant"] and settings[STEPS_PER_CHECK] in (None, CHECKS[0]):
+    if not settings["variant"] and settings[STEPS_PER_CHECK] == CHECKS[0]:
         write_text(path, json.dumps(tokens))
     return None if not path.exists() else list(json.loads(path.read_text(encoding="utf-8")))
 
@@ -162,9 +160,11 @@ def _run(engine: Engine, state: DecodeState, steps: int) -> tuple[float, list[in
     """
     tokens: list[int] = []
     start = time.perf_counter()
-    for at in range(0, steps, engine.buckets.decode_chunk):
-        state, new = engine.decode(state, steps - at, ignore_eos=True)
-        tokens += new[0][new[0] != NO_TOKEN].tolist()
+    for _ in range(steps):  # a call makes at least one
+        state, chosen = engine.decode(state, steps - len(tokens), ignore_eos=True)
+        tokens += chosen.tokens[0][chosen.tokens[0] != NO_TOKEN].tolist()
+        if len(tokens) >= steps or chosen.done[0]:
+            break
     ms = (time.perf_counter() - start) * 1e3
     if len(tokens) != steps:
         raise QwenASRError(f"decode chose {len(tokens)} tokens where {steps} were to be timed")
