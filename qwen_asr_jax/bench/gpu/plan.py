@@ -30,8 +30,8 @@ DEMO = "demo"
 """Stands for the bundled model among the presets of random ones."""
 
 LOOP_FLAGS = {
-    "no command buffers": "--xla_gpu_enable_command_buffer=",
     "loops captured": "--xla_gpu_enable_command_buffer=+WHILE",
+    "no command buffers": "--xla_gpu_enable_command_buffer=",
     "smallest graphs": "--xla_gpu_graph_min_graph_size=1",
     "graphs not updated": "--xla_gpu_command_buffer_update_mode=SKIP_TEMP",
 }
@@ -43,7 +43,7 @@ MATVEC_FLAGS = {
 }
 """XLA's flags by the name of the variant. Where jaxlib does not know one, it ends the step's process, and no other."""
 
-CHECKS = (1, 8, 32, 4, 16)
+CHECKS = (1, 4, 16, 8, 32)
 """Values of the engine's `steps_per_check`; the first is the plain loop, whose tokens the others must choose."""
 
 FORCED_STEPS = 24
@@ -205,20 +205,23 @@ def _memory(models: Sequence[tuple[str, str]], expected_s: float = 40) -> list[S
 def _full_steps() -> list[Step]:
     """In the order of value: limits, the loop and the bars of the small model, parity, batches, the large model, the rest."""
     both = ["0.6b", "1.7b"]
+    others = (("0.6b", 3), ("1.7b", 2))
+    variants = [_loop("0.6b", CHECKS[:1], 20, variant, flags=flags) for variant, flags in LOOP_FLAGS.items()]
     steps = [
         Step("machine", "machine", {"presets": both}, 25),
-        Step("matvec", "matvec", {"presets": both}, 50),
-        _loop("0.6b", CHECKS, 55),
+        _loop("0.6b", CHECKS[:3], 40),
         *[_loop("0.6b", CHECKS[:1], 20, implementation=name) for name in _GPU_KERNELS],
+        variants[0],
         _workloads("workloads 0.6b", "0.6b", _STAGES, 50),
         *[_workloads(f"workloads 0.6b {name}", "0.6b", _STAGES[:2], 40, kernels=name) for name in _GPU_KERNELS],
+        Step("matvec", "matvec", {"presets": both}, 50),
         *_parity("0.6b", list(PRESETS), ["xla", *_GPU_KERNELS], 60),
         _workloads("batch 0.6b 128", "0.6b", [_batch(128, 0.0)], 40),
-        _loop("1.7b", CHECKS[:2], 35),
+        _loop("1.7b", CHECKS[:2], 30),
         _workloads("workloads 1.7b", "1.7b", _STAGES, 50),
         *[_workloads(f"workloads 1.7b {name}", "1.7b", _STAGES[:2], 45, kernels=name) for name in _GPU_KERNELS],
         *_memory([("0.6b", "fp32"), ("0.6b", "bf16"), ("0.6b", "fp16"), ("0.6b", "int8"), ("1.7b", "bf16")]),
-        *[_loop("0.6b", CHECKS[:1], 20, variant, flags=flags) for variant, flags in LOOP_FLAGS.items()],
+        *variants[1:],
         _workloads("batch 1.7b 128", "1.7b", [_batch(128, 0.0)], 45),
         Step("conv", "conv", {"preset": "0.6b"}, 40),
         Step("start 0.6b", "compile", {"preset": "0.6b", "policy": "bf16"}, 50, ("checkpoint 0.6b",)),
@@ -234,7 +237,7 @@ def _full_steps() -> list[Step]:
         _workloads("clips 1.7b", "1.7b", [_full(30.0, 90), _full(3.64, 19), _full(120.0, 360)], 90),
         _workloads("batches 1.7b", "1.7b", [_batch(rows) for rows in (64, 256, 8, 1)], 150),
         _workloads("contexts 0.6b", "0.6b", [_STAGES[1] | {"contexts": [64, 256, 1024, 4096]}], 70),
-        dataclasses.replace(_loop("1.7b", CHECKS[2:], 50), name="loop 1.7b, other checks"),
+        *[dataclasses.replace(_loop(each, CHECKS[start:], 50), name=f"loop {each}, other checks") for each, start in others],
         Step("start 1.7b", "compile", {"preset": "1.7b", "policy": "bf16"}, 60, ("checkpoint 1.7b",)),
     ]
     return [*steps, *_memory([("1.7b", "fp32"), ("1.7b", "fp16"), ("1.7b", "int8")])]
