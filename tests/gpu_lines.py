@@ -94,10 +94,10 @@ def _costs() -> Iterator[Measurement]:
 
 
 def _parity() -> Iterator[Measurement]:
-    for policy in ("fp32", "int8"):
+    for policy, error in (("fp32", 1e-5), ("int8", 0.1)):
         settings = {"policy": policy, "implementation": "xla"}
         yield Measurement("parity", "transcripts", settings, {"clips": 5, "equal": 5, "right": 5})
-        figures = {"max_error": 0.1, "mean_error": 0.01, "spread": 1.0, "steps": 24, "agreed": 23, "clear": 22}
+        figures = {"max_error": 0.1, "mean_error": error, "spread": 1.0, "steps": 24, "agreed": 23, "clear": 22}
         yield Measurement("parity", "logits", {"preset": "0.6b", **settings}, figures | {"clear_agreed": 22, "prefix": 20})
     yield Measurement("parity", "transcripts", {"policy": "fp32", "implementation": "cuda"}, error="no kernels for fp32")
 

@@ -111,14 +111,23 @@ def test_of_several_kernels_the_fastest_count_and_of_each_the_newest(findings):
 
 
 def test_on_another_card_the_fraction_decides(findings):
-    slow = [dataclasses.replace(r, roofline={**(r.roofline or {}), "read_gb_s": 1200.0}) for r in findings.records]
-    found = dataclasses.replace(findings, records=slow)
+    limits = {**gpu_lines.ROOFLINE, "read_gb_s": 1200.0}
+    slow = gpu_lines.gpu_record("roofline", None, {"read_gb_s": 1200.0}, roofline=limits)
+    others = [record for record in findings.records if record.workload != "roofline"]
+    found = dataclasses.replace(findings, records=[slow, *others])
     decode = next(bar for bar in bars(found) if bar.what == "decoding, 0.6b bf16, one clip")
     assert decode.measured == pytest.approx(0.9)
     assert decode.is_met(on_h200=True) is False  # slower than an H200 is to be
     assert decode.is_met(on_h200=False) is True  # but nearer to its own limit
     assert is_h200("NVIDIA H200")
     assert not is_h200(None)
+
+
+def test_a_limit_is_what_was_ever_reached(findings):
+    assert findings.rates.read_gb_s == gpu_lines.READ_GB_S
+    faster = gpu_lines.gpu_record("decode", "0.6b", {"ms_per_token": 0.9, "read_gb_s": 4400.0})
+    assert dataclasses.replace(findings, records=[*findings.records, faster]).rates.read_gb_s == 4400.0
+    assert findings.rates.bf16_gflop_s == gpu_lines.BF16_GFLOP_S
 
 
 def test_a_target_without_rates_is_judged_where_it_can_be(findings):
@@ -152,8 +161,13 @@ def test_decisions_follow_the_numbers(findings):
 
 
 def test_decisions_turn_with_the_numbers(findings):
-    wrong = change(findings, {"clear_agreed": 21}, "parity", "logits", policy="int8")
-    assert "21 of 22 clear choices" in sentence(wrong, "Wrong results first")
+    wrong = change(findings, {"mean_error": 0.3}, "parity", "logits", policy="int8")
+    assert "0.6b int8 xla: logits are off by 0.300" in sentence(wrong, "Wrong results first")
+    assert "fp32" in sentence(
+        change(findings, {"mean_error": 0.01}, "parity", "logits", policy="fp32"), "Wrong results first"
+    )
+    broken = change(findings, {"mean_error": None}, "parity", "logits", policy="fp32")  # not a number in the file
+    assert "fp32" in sentence(broken, "Wrong results first")
     assert not [each for each in decisions(wrong) if "Results are right" in each]
     other = change(findings, {"equal": 4}, "parity", "transcripts", policy="fp32")
     assert "4 of 5 transcripts" in sentence(other, "Wrong results first")

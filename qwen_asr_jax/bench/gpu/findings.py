@@ -53,13 +53,14 @@ class Findings:
 
     @property
     def rates(self) -> Rates | None:
-        """What the machine can do, from its roofline and the largest product."""
+        """What the machine can do: a limit is what was reached, by the roofline, between runs, or by the largest product."""
         found = [r.roofline for r in self.records if r.workload == "roofline" and r.roofline]
         if not found:
             return None
         products = self.select("machine", "product", dtype="bfloat16")
         bf16 = max([found[-1]["bf16_gflop_s"], *(each.figure("gflop_s") or 0.0 for each in products)])
-        return Rates(found[-1]["read_gb_s"], bf16)
+        reads = [rate for r in self.records if (rate := fields.figure(r, "read_gb_s")) is not None]
+        return Rates(max(found[-1]["read_gb_s"], *reads), bf16)
 
     def select(self, section: str, name: str | None = None, **settings: Any) -> Sequence[Measurement]:
         """Measurements with figures; see `measurement.select`."""
