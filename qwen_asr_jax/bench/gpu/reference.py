@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from qwen_asr_jax import demo
+from qwen_asr_jax.audio.ahead import Source
 from qwen_asr_jax.bench.accuracy import REFERENCE, Accuracy, Reference, make_reference
 from qwen_asr_jax.bench.gpu import checkpoints, sound
 from qwen_asr_jax.bench.gpu.plan import DEMO
 from qwen_asr_jax.bench.gpu.sheet import Sheet
 from qwen_asr_jax.files import write_text
 from qwen_asr_jax.pipelines.load import load_model
-from qwen_asr_jax.pipelines.offline import QwenASR, Source
+from qwen_asr_jax.pipelines.offline import QwenASR
 
 CLIP = sound.clip(5.0, seed=5)
 """The clip behind which tokens are forced."""
