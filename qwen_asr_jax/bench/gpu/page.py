@@ -113,7 +113,7 @@ def _section(name: str, findings: Findings, images: Mapping[str, bytes] | None) 
     shown = {
         "matvec": ["matvec.png"],
         "loop": ["loop.png"],
-        "workloads": ["rtfx.png", "stages.png", "decode-context.png", "batch.png"],
+        "workloads": ["rtfx.png", "stages.png", "decode-context.png", "batch.png", "floor.png"],
     }
     return text + "".join(_image(image, images) for image in shown.get(name, []))
 
