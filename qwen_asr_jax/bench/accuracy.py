@@ -74,6 +74,19 @@ class Accuracy:
 HEADERS = ("policy", "weights MB", "max error", "mean error", "logits' std", "same choice", "of clear ones", "free run")
 
 
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What float32 says about a clip.
+
+    Attributes:
+      tokens: the greedy choices, end tokens like any other.
+      logits: `[steps, V]` float32, behind the prompt and each prefix of the tokens.
+    """
+
+    tokens: list[int]
+    logits: np.ndarray
+
+
 def measure_accuracy(
     model_dir: str | os.PathLike[str], clip: Waveform, policies: Sequence[str], *, steps: int = 24, backend: str = "auto"
 ) -> list[Accuracy]:
@@ -87,36 +100,39 @@ def measure_accuracy(
     Raises:
       QwenASRError: see `load_model`.
     """
-    model = load_model(model_dir, REFERENCE, backend=backend, implementation="xla")
+    reference = make_reference(load_model(model_dir, REFERENCE, backend=backend, implementation="xla"), clip, steps)
+    return [compare(load_model(model_dir, PRESETS[policy], backend=backend), clip, reference) for policy in policies]
+
+
+def make_reference(model: QwenASR, clip: Waveform, steps: int) -> Reference:
+    """The model's own choices for a clip and their logits; of a float32 model, what others are compared with."""
     tokens = _decode(model, model.prepare(clip, max_new_tokens=steps), steps)
-    wanted = _logits(model, clip, tokens)
-    del model
-    best = np.sort(wanted, axis=-1)
+    return Reference(tokens, _logits(model, clip, tokens))
+
+
+def compare(model: QwenASR, clip: Waveform, reference: Reference) -> Accuracy:
+    """The model against the reference on the same clip."""
+    wanted, tokens = reference.logits, reference.tokens
+    steps = len(tokens)
+    best = np.partition(wanted, -2, axis=-1)
     clear = best[:, -1] - best[:, -2] > ROUNDING * np.abs(best[:, -1])
-    found = []
-    for policy in policies:
-        model = load_model(model_dir, PRESETS[policy], backend=backend)
-        free = _decode(model, model.prepare(clip, max_new_tokens=steps), steps)
-        logits = _logits(model, clip, tokens)
-        error = np.abs(logits - wanted)
-        same = logits.argmax(-1) == wanted.argmax(-1)
-        differing = [i for i, (a, b) in enumerate(zip(free, tokens, strict=True)) if a != b]
-        found.append(
-            Accuracy(
-                policy=policy,
-                weight_bytes=tree_bytes(model.engine.checkpoint.params),
-                max_error=float(error.max()),
-                mean_error=float(error.mean()),
-                spread=float(wanted.std()),
-                steps=steps,
-                agreed=int(same.sum()),
-                clear=int(clear.sum()),
-                clear_agreed=int((same & clear).sum()),
-                prefix=differing[0] if differing else steps,
-            )
-        )
-        del model
-    return found
+    free = _decode(model, model.prepare(clip, max_new_tokens=steps), steps)
+    logits = _logits(model, clip, tokens)
+    error = np.abs(logits - wanted)
+    same = logits.argmax(-1) == wanted.argmax(-1)
+    differing = [i for i, (a, b) in enumerate(zip(free, tokens, strict=True)) if a != b]
+    return Accuracy(
+        policy=model.engine.policy.name,
+        weight_bytes=tree_bytes(model.engine.checkpoint.params),
+        max_error=float(error.max()),
+        mean_error=float(error.mean()),
+        spread=float(wanted.std()),
+        steps=steps,
+        agreed=int(same.sum()),
+        clear=int(clear.sum()),
+        clear_agreed=int((same & clear).sum()),
+        prefix=differing[0] if differing else steps,
+    )
 
 
 def _features(model: QwenASR, job: Job) -> AudioFeatures:

@@ -57,8 +57,8 @@ class Limits:
 
 
 def tree_bytes(params: Params) -> int:
-    """Bytes of all arrays of a tree."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    """Bytes of all arrays of a tree; they may be shapes alone."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def bytes_by_dtype(params: Params) -> dict[str, int]:

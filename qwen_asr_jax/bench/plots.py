@@ -68,7 +68,7 @@ def draw(rows: Sequence[Row]) -> dict[str, bytes] | None:
         "batch.png": _batch([row for row in rows if row.record.workload == "batch"]),
         "floor.png": _floors(rows),
     }
-    return {name: _png(figure) for name, figure in figures.items() if figure is not None}
+    return {name: png(figure) for name, figure in figures.items() if figure is not None}
 
 
 def _rtfx(rows: Sequence[Row]) -> Figure | None:
@@ -137,10 +137,10 @@ def _stages(rows: Sequence[Row]) -> Figure | None:
     title = PLOTS["stages.png"] + (f" ({_MOST_BARS} of {len(rows)})" if len(rows) > _MOST_BARS else "")
     bar = _bar_height(_label(row, repeats=True) for row in rows[:_MOST_BARS])
     heights = [len(members) + 0.27 / bar for members in clips.values()]
-    figure = _figure(_WIDTH, 1.1 + bar * sum(heights) + 0.3 * len(heights))
+    figure = new_figure(_WIDTH, 1.1 + bar * sum(heights) + 0.3 * len(heights))
     panels = figure.subplots(len(clips), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for axes, (heading, members) in zip(panels, clips.items(), strict=True):
-        labels = [_wrapped(_label(row, repeats=True)) for row in members]
+        labels = [wrapped(_label(row, repeats=True)) for row in members]
         left = [0.0] * len(members)
         for stage, name in {**STAGES, "other": "other"}.items():
             widths = [stage_ms(row.record, stage) or 0.0 for row in members]
@@ -171,7 +171,7 @@ def _floors(rows: Sequence[Row]) -> Figure | None:
         return None
     bars = dict(sorted(groups.items())[:_MOST_BARS])
     middle = [statistics.median(values) for values in bars.values()]
-    figure = _figure(_WIDTH, 1.0 + _bar_height(label for _, label in bars) * len(bars))
+    figure = new_figure(_WIDTH, 1.0 + _bar_height(label for _, label in bars) * len(bars))
     axes = figure.subplots()
     shown: set[int] = set()
     for i, ((workload, _), values) in enumerate(bars.items()):
@@ -184,7 +184,7 @@ def _floors(rows: Sequence[Row]) -> Figure | None:
             axes.errorbar(value, i, xerr=error, fmt="none", ecolor="0.2", elinewidth=1, capsize=2)
         axes.annotate(f"{value:.0f} %", (high, i), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
     axes.axvline(100, color="0.2", linestyle="--", linewidth=1, label="floor")
-    axes.set_yticks(range(len(bars)), [_wrapped(label) for _, label in bars], fontsize=8)
+    axes.set_yticks(range(len(bars)), [wrapped(label) for _, label in bars], fontsize=8)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set(xlabel="least possible time / measured time (%)", xlim=(0, max(110, 1.12 * max(map(max, bars.values())))))
     axes.set_title(PLOTS["floor.png"], fontsize=11)
@@ -284,14 +284,14 @@ def _label(row: Row, repeats: bool = False) -> str:
     return _plain(" ".join(part for part in parts if part))
 
 
-def _wrapped(label: str) -> str:
+def wrapped(label: str) -> str:
     """The label in lines that leave half of the plot to the bars."""
     return textwrap.fill(label, _MOST_LETTERS // 2, break_on_hyphens=False)
 
 
 def _bar_height(labels: Iterable[str]) -> float:
     """Inches per bar, so that no label touches the next."""
-    return 0.12 + 0.16 * max(_wrapped(label).count("\n") + 1 for label in labels)
+    return 0.12 + 0.16 * max(wrapped(label).count("\n") + 1 for label in labels)
 
 
 def _plain(text: str) -> str:
@@ -299,14 +299,15 @@ def _plain(text: str) -> str:
     return text.replace("$", r"\$").lstrip("_")
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty one, so many inches wide and high."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
 
 
 def _new(title: str) -> tuple[Figure, Axes]:
-    figure = _figure(_WIDTH, 3.7)
+    figure = new_figure(_WIDTH, 3.7)
     axes = figure.subplots()
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
@@ -324,7 +325,8 @@ def _with_legend(figure: Figure, axes: Axes) -> Figure:
     return figure
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """The figure as the bytes of a file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)

@@ -72,14 +72,17 @@ def stage_times(trace: pathlib.Path) -> dict[str, dict[Operation, tuple[float, i
 def _events(trace: pathlib.Path) -> Iterator[tuple[str, str, float]]:
     """`(stage, operation, milliseconds)` of every operation in the trace, whichever thread or stream it is on.
 
-    Where the trace has planes of devices, only those count: the host's hold the launches of the same operations.
+    Where the trace has planes of devices, only those count: the host's hold the launches of the same operations. And where
+    these have lines of streams, only those: others say the same again, by module or by step.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of the binding's own making
         planes = list(jax.profiler.ProfileData.from_file(str(trace)).planes)
         devices = [plane for plane in planes if plane.name.startswith("/device:")]
         for plane in devices or planes:
-            for line in plane.lines:
+            lines = list(plane.lines)
+            streams = [line for line in lines if line.name.startswith("Stream")]
+            for line in streams or lines:
                 for event in line.events:
                     stats = dict(event.stats)
                     # A loop's own event lasts as long as all that it runs.

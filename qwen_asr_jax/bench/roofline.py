@@ -83,7 +83,7 @@ def prepare_read() -> Callable[[], float]:
         jax.block_until_ready(read(buffers))  # compiles
 
     def measure() -> float:
-        rounds = [min(_seconds(read, buffers) for read in _READS) for _ in range(3)]
+        rounds = [min(seconds_per_call(read, buffers) for read in _READS) for _ in range(3)]
         return total_bytes / statistics.median(rounds) / 1e9
 
     return measure
@@ -108,10 +108,10 @@ def prepare() -> Callable[[], Figures]:
     def run() -> Figures:
         figures = {"read_gb_s": read()}
         for (name, n), matrix in matrices.items():
-            seconds = min(_seconds(_matmul, matrix, matrix) for _ in range(2))
+            seconds = min(seconds_per_call(_matmul, matrix, matrix) for _ in range(2))
             figures[f"{name}_{n}_gflop_s"] = 2 * n**3 / seconds / 1e9
-        figures["dispatch_us"] = _seconds(_many_calls, vector) / _TINY_CALLS * 1e6
-        figures["loop_step_us"] = _seconds(_tiny_loop, vector) / _TINY_CALLS * 1e6
+        figures["dispatch_us"] = seconds_per_call(_many_calls, vector) / _TINY_CALLS * 1e6
+        figures["loop_step_us"] = seconds_per_call(_tiny_loop, vector) / _TINY_CALLS * 1e6
         return figures
 
     return run
@@ -123,15 +123,15 @@ def _many_calls(x: Array) -> Array:
     return x
 
 
-def _seconds(f: Callable[..., Any], *args: Any) -> float:
-    """Seconds per call, from as many calls in a row as take `_LEAST_S`."""
+def seconds_per_call(f: Callable[..., Any], *args: Any) -> float:
+    """Seconds per call, from as many calls in a row as take `_LEAST_S`; what they return is alive at once."""
     calls, seconds = 1, 0.0
     while True:
         start = time.perf_counter()
         results = [f(*args) for _ in range(calls)]
         jax.block_until_ready(results)
         seconds = time.perf_counter() - start
-        if seconds >= _LEAST_S or calls >= 100:  # results of the calls are all alive at once
+        if seconds >= _LEAST_S or calls >= 100:
             return seconds / calls
         calls = max(2 * calls, min(100, round(1.2 * calls * _LEAST_S / max(seconds, 1e-6))))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
@@ -10,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qwen_asr_jax import runtime
 from qwen_asr_jax.checkpoint.key_map import Entry, entries
 from qwen_asr_jax.checkpoint.load import abstract_model
 from qwen_asr_jax.checkpoint.safetensors_reader import write_tensors
@@ -36,7 +39,7 @@ def write_checkpoint(
 
     Args:
       model: geometry and layout; its ids come from the tokenizer.
-      tensor: gives each tensor's values, in its stored shape, bfloat16.
+      tensor: gives each tensor's values, in its stored shape, bfloat16; called from several threads.
       tokenizer_dir: where to copy `vocab.json` and `merges.txt` from; None makes a small vocabulary.
       max_shard_bytes: size from which on the weights are split into several files.
 
@@ -88,11 +91,13 @@ def _write_weights(
         shards[-1].append(entry)
         size += entry_bytes
     weight_map = {}
-    for i, shard in enumerate(shards):
-        single = len(shards) == 1
-        file_name = "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        write_tensors(out_dir / file_name, {e.name: tensor(e, config) for e in shard})
-        weight_map.update({e.name: file_name for e in shard})
+    with concurrent.futures.ThreadPoolExecutor(runtime.default_threads()) as pool:
+        for i, shard in enumerate(shards):
+            single = len(shards) == 1
+            file_name = "model.safetensors" if single else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+            tensors = pool.map(tensor, shard, itertools.repeat(config))
+            write_tensors(out_dir / file_name, dict(zip([e.name for e in shard], tensors, strict=True)))
+            weight_map.update({e.name: file_name for e in shard})
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(2 * math.prod(e.shape) for e in wanted)}, "weight_map": weight_map}
         (out_dir / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

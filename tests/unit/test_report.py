@@ -188,7 +188,7 @@ def plotted(draw, monkeypatch) -> dict[str, dict[str, list]]:
     found: dict[str, dict[str, list]] = {}
     monkeypatch.setattr(
         plots,
-        "_png",
+        "png",
         lambda figure: found.setdefault(
             figure.axes[0].get_title(),
             {line.get_label(): list(map(list, line.get_data())) for line in figure.axes[0].lines if len(line.get_xdata())},
@@ -245,7 +245,7 @@ def test_long_labels_do_not_touch(monkeypatch):
             boxes = sorted((label.get_window_extent() for label in axes.get_yticklabels()), key=lambda box: box.y0)
             apart.extend(lower.y1 <= upper.y0 for lower, upper in itertools.pairwise(boxes))
 
-    monkeypatch.setattr(plots, "_png", look)
+    monkeypatch.setattr(plots, "png", look)
     DRAW(fields.make_rows(records))
     assert apart
     assert all(apart)
