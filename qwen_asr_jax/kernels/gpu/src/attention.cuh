@@ -60,13 +60,12 @@ QWEN_DEVICE void LoadOwn(const float* from, float (&out)[kOwn]) {
   }
 }
 
-// Norm, rotation and rounding of one head's columns from `at` on: first half * cos - second * sin, second * cos + first * sin.
+// Norm, rotation and rounding of one head's columns from `at` on, in place: first half * cos - second * sin, second * cos + first * sin.
 struct Rotation {
   float cos[kOwn], sin[kOwn];
 
-  QWEN_DEVICE void Apply(const float* head, const float (&gain)[kOwn], int at, float eps, float (&out)[kOwn]) const {
-    float x[kOwn], squares = 0.0f;
-    LoadOwn(head + at, x);
+  QWEN_DEVICE void Apply(float (&x)[kOwn], const float (&gain)[kOwn], int at, float eps) const {
+    float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) squares += x[i] * x[i];
     const float scale = rsqrtf(SumOverSlot(squares) / static_cast<float>(kHeadDim) + eps);
@@ -74,7 +73,7 @@ struct Rotation {
     for (int i = 0; i < kOwn; ++i) {
       const float own = x[i] * scale * gain[i];
       const float other = __shfl_xor_sync(kAllLanes, own, kSlotLanes / 2);
-      out[i] = Rounded<kCache>(own * cos[i] + (at < kHeadDim / 2 ? -other : other) * sin[i]);
+      x[i] = Rounded<kCache>(own * cos[i] + (at < kHeadDim / 2 ? -other : other) * sin[i]);
     }
   }
 };

@@ -89,13 +89,14 @@ struct Reading {
 
 // Multiplies groups of rows, every block some of them.
 //
-// `row(group, r)`: index of a row of a group, one that there is. `ready()`: waits for the vectors and returns them, [B, kCols]; by
-// then the first weights are on their way. `finish(group, i, sum, mine)`: is called with the product of row i / B of the group with
-// vector i % B, by all lanes of a warp together where kSplit is 1; those lanes shall use it for which `mine` is true, and
-// i may be beyond the group's. `partial`: shared memory of SplitBytes(), where kSplit is more than 1.
-template <int kCols, int kRows, int kSplit, typename RowOf, typename Ready, typename Finish>
+// `row(group, r)`: index of a row of a group, one that there is. `ready()`: waits for the vectors and returns them, [B, kCols]; by then
+// the first weights are on their way. Product i of a group is that of row i / B with vector i % B. `fetch(group, i)` is called early with
+// a product that there may be, and what it returns comes back in `finish(group, i, sum, fetched, mine)`: by all lanes of a warp together
+// where kSplit is 1, and those shall use it for which `mine` is true; i may be beyond the group's in both. `partial`: shared memory of
+// SplitBytes(), where kSplit is more than 1.
+template <int kCols, int kRows, int kSplit, typename RowOf, typename Ready, typename Fetch, typename Finish>
 QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, const RowOf& row, const Ready& ready,
-                              const Finish& finish) {
+                              const Fetch& fetch, const Finish& finish) {
   using R = Reading<kCols, kRows, kSplit>;
   constexpr int kTeams = kWarps / kSplit;
   const int team = Warp() / kSplit, at = Warp() % kSplit * kLanes + Lane(), stride = Blocks() * kTeams;
@@ -107,9 +108,13 @@ QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, co
   load(now, base + team, 0);
   LetKernelBehindStart();
   const Operand* x = ready();
+  constexpr int kSame = kLanes / R::kSums;  // lanes with the same sum
+  const bool mine = kSplit == 1 ? Lane() % kSame == 0 : Thread() < kTeams * R::kSums;
+  const int of = kSplit == 1 ? team : Thread() / R::kSums, i = kSplit == 1 ? Lane() / kSame : Thread() % R::kSums;
   for (; base < groups; base += stride) {
     const int group = base + team;
     if (kSplit == 1 && group >= groups) break;  // nobody waits for this warp
+    const auto fetched = fetch(mine ? base + of : groups, i);
     float sums[kRows][kBatch] = {};
 #pragma unroll 1
     for (int stage = 0; stage < R::kStages; ++stage) {
@@ -128,20 +133,17 @@ QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, co
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) flat[r * kBatch + b] = sums[r][b];
     }
-    constexpr int kSame = kLanes / R::kSums;  // lanes with the same sum
     const float sum = SumOverWarp(flat);
-    const bool first = Lane() % kSame == 0;
     if constexpr (kSplit == 1) {
-      finish(group, Lane() / kSame, sum, first);
+      finish(group, i, sum, fetched, mine);
     } else {
-      if (first) partial[Warp() * R::kSums + Lane() / kSame] = sum;
+      if (Lane() % kSame == 0) partial[Warp() * R::kSums + Lane() / kSame] = sum;
       __syncthreads();
-      if (Thread() < kTeams * R::kSums) {
-        const int of = Thread() / R::kSums, i = Thread() % R::kSums;
+      if (mine) {
         float total = 0.0f;
 #pragma unroll
         for (int w = 0; w < kSplit; ++w) total += partial[(of * kSplit + w) * R::kSums + i];
-        finish(base + of, i, total, base + of < groups);
+        finish(base + of, i, total, fetched, base + of < groups);
       }
       __syncthreads();
     }
@@ -163,6 +165,21 @@ QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, u
     if (norm != nullptr && q < kQuads) gain[s] = reinterpret_cast<const float4*>(norm)[q];
   }
   WaitForKernelBefore();
+  // A few values stay in registers for the second time; more come from the first cache.
+  constexpr bool kStay = kBatch * kSteps <= 4;
+  float4 kept[kStay ? kBatch : 1][kSteps];
+  const auto load = [&](int b, int s) {
+    const int q = s * kThreads + Thread();
+    return q < kQuads ? reinterpret_cast<const float4*>(x + b * kCols)[q] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  };
+  if constexpr (kStay) {
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) kept[b][s] = load(b, s);
+    }
+  }
+  const auto value = [&](int b, int s) { return kStay ? kept[kStay ? b : 0][s] : load(b, s); };
   float scale[kBatch];
 #pragma unroll
   for (int b = 0; b < kBatch; ++b) scale[b] = 1.0f;
@@ -172,9 +189,7 @@ QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, u
     for (int b = 0; b < kBatch; ++b) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const int q = s * kThreads + Thread();
-        if (q >= kQuads) continue;
-        const float4 v = reinterpret_cast<const float4*>(x + b * kCols)[q];
+        const float4 v = value(b, s);
         sums[b] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
       }
     }
@@ -196,7 +211,7 @@ QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, u
     for (int s = 0; s < kSteps; ++s) {
       const int q = s * kThreads + Thread();
       if (q >= kQuads) continue;
-      const float4 v = reinterpret_cast<const float4*>(x + b * kCols)[q];  // from the first cache, the second time
+      const float4 v = value(b, s);
       StoreFour<kOperand>(out + b * kCols + 4 * q, v.x * scale[b] * gain[s].x, v.y * scale[b] * gain[s].y,
                           v.z * scale[b] * gain[s].z, v.w * scale[b] * gain[s].w);
     }
