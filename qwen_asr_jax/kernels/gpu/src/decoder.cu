@@ -1,8 +1,8 @@
 // A decoder layer for one new token per row, as five kernels: project, attend, output, gate, down.
 //
-// Compiled for one shape and one choice of types, which these macros name: QWEN_WEIGHTS, QWEN_CACHE (numbers of Type), QWEN_BATCH,
-// QWEN_WIDTH, QWEN_INNER, QWEN_HEADS, QWEN_KEY_HEADS, QWEN_HEAD_DIM. Every kernel is launched with kThreads threads per block; how many
-// blocks, and how much shared memory, launch.cc knows.
+// Compiled for one shape and one choice of types, which these macros name: QWEN_WEIGHTS, QWEN_CACHE (numbers of Type),
+// QWEN_BATCH, QWEN_WIDTH, QWEN_INNER, QWEN_HEADS, QWEN_KEY_HEADS, QWEN_HEAD_DIM. Every kernel is launched with kThreads
+// threads per block; how many blocks, and how much shared memory, launch.cc knows.
 
 #include "attention.cuh"
 

@@ -11,8 +11,8 @@ namespace {
 constexpr int kWidth = QWEN_WIDTH;
 constexpr int kVocab = QWEN_VOCAB;
 
-// The best logit so far. A NaN is better than any number; of equal ones, or of NaNs, the first token is better: a total order, so
-// that results do not depend on who compares with whom first.
+// The best logit so far. A NaN is better than any number; of equal ones, or of NaNs, the first token is better: a total
+// order, so that results do not depend on who compares with whom first.
 struct Best {
   float top;
   int token;

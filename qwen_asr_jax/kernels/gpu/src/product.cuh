@@ -1,5 +1,5 @@
-// The product of a weight matrix with up to eight vectors: weights pass once, as a stream, and everything else is arranged so that
-// a lane always has some of them on their way, also while the vectors are not there yet.
+// The product of a weight matrix with up to eight vectors: weights pass once, as a stream, and everything else is arranged so
+// that a lane always has some of them on their way, also while the vectors are not there yet.
 
 #ifndef QWEN_ASR_JAX_KERNELS_GPU_PRODUCT_CUH_
 #define QWEN_ASR_JAX_KERNELS_GPU_PRODUCT_CUH_
@@ -21,8 +21,9 @@ constexpr int kChunk = 16 / SizeOf(kWeights);  // values of 16 bytes of weights
 constexpr int kPiece = 16 / SizeOf(kOperand);  // and of operands
 constexpr int kPieces = kChunk / kPiece;
 
-// Loads that a lane has on their way at most. With the blocks that fit on a multiprocessor they make 32 to 64 KB there, and those of the
-// next stage as much again; a memory that answers after 0.8 us and gives each multiprocessor 30 GB/s wants 26 KB.
+// Loads that a lane has on their way at most. With the blocks that fit on a multiprocessor they make 32 to 64 KB there, and
+// those of the next stage as much again; a memory that answers after 0.8 us and gives each multiprocessor 30 GB/s wants 26
+// KB.
 constexpr int kMostLoads = kBatch == 1 || kBatch > 4 ? 4 : 8;
 
 static_assert(kBatch >= 1 && kBatch <= kMaxBatch, "few vectors");
@@ -89,11 +90,11 @@ struct Reading {
 
 // Multiplies groups of rows, every block some of them.
 //
-// `row(group, r)`: index of a row of a group, one that there is. `ready()`: waits for the vectors and returns them, [B, kCols]; by then
-// the first weights are on their way. Product i of a group is that of row i / B with vector i % B. `fetch(group, i)` is called early with
-// a product that there may be, and what it returns comes back in `finish(group, i, sum, fetched, mine)`: by all lanes of a warp together
-// where kSplit is 1, and those shall use it for which `mine` is true; i may be beyond the group's in both. `partial`: shared memory of
-// SplitBytes(), where kSplit is more than 1.
+// `row(group, r)`: index of a row of a group, one that there is. `ready()`: waits for the vectors and returns them, [B,
+// kCols]; by then the first weights are on their way. Product i of a group is that of row i / B with vector i % B.
+// `fetch(group, i)` is called early with a product that there may be, and what it returns comes back in `finish(group, i,
+// sum, fetched, mine)`: by all lanes of a warp together where kSplit is 1, and those shall use it for which `mine` is true; i
+// may be beyond the group's in both. `partial`: shared memory of SplitBytes(), where kSplit is more than 1.
 template <int kCols, int kRows, int kSplit, typename RowOf, typename Ready, typename Fetch, typename Finish>
 QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, const RowOf& row, const Ready& ready,
                               const Fetch& fetch, const Finish& finish) {
@@ -150,8 +151,8 @@ QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, co
   }
 }
 
-// Vectors into shared memory as operands: normed where there is a norm (RMSNorm: x / sqrt(mean of squares + eps) * norm), else as they
-// are. Every block does it for itself, which costs less than a kernel. `staged`: StagedBytes() of shared memory.
+// Vectors into shared memory as operands: normed where there is a norm (RMSNorm: x / sqrt(mean of squares + eps) * norm),
+// else as they are. Every block does it for itself, which costs less than a kernel. `staged`: StagedBytes() of shared memory.
 template <int kCols>
 QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, unsigned char* staged) {
   constexpr int kQuads = kCols / 4, kSteps = CeilDiv(kQuads, kThreads);
