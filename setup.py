@@ -1,8 +1,8 @@
 """Builds the native kernels with the package: any C++17 compiler will do, and without one the installation goes on.
 
 Two libraries: the CPU kernels, and the host half of the CUDA kernels, whose device half is compiled where it runs. Why a
-library is missing, if it is, is written beside it, where `unavailable()` in `qwen_asr_jax.kernels.cpu` and `.gpu` reads it: pip
-shows what a build prints only when asked to.
+library is missing, if it is, is written beside it, where `unavailable()` in `qwen_asr_jax.kernels.cpu` and `.gpu` reads it:
+pip shows what a build prints only when asked to.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from qwen_asr_jax import kernels, runtime
+from qwen_asr_jax.bench import cuda_kernels
+from qwen_asr_jax.checkpoint.random_checkpoint import MODELS
 from qwen_asr_jax.errors import BackendError
 from qwen_asr_jax.kernels import gpu
 from qwen_asr_jax.kernels.gpu import calls, programs
@@ -161,6 +163,24 @@ def test_the_head_agrees(here, dtype, _, rows, overlap):
     assert token.tolist() == logits.argmax(axis=-1).tolist()
     assert (token.dtype, top.dtype) == (I32, F32)
     near(top, logits.max(axis=-1), F32)
+
+
+@pytest.mark.parametrize("weights, cache, rows", TYPES)
+def test_the_check_of_a_real_gpu_finds_nothing_wrong_here(here, weights, cache, rows):
+    text = dataclasses.replace(
+        MODELS["tiny"].text,
+        vocab_size=VOCAB,
+        embed_dim=WIDTH,
+        mlp_dim=INNER,
+        num_heads=HEADS,
+        num_kv_heads=KEY_HEADS,
+        head_dim=HEAD,
+    )
+    case = cuda_kernels.Case(text, weights.name, cache.name, rows, 2, (1, 33, 40), SLOTS)
+    assert cuda_kernels.deviation(case, overlap=True) < (1e-5 if weights == F32 else 2.0**-7)
+    ms, rate = cuda_kernels.step_ms(case, steps=2, repeats=1, overlap=False, prefetch=True)
+    layers, head = cuda_kernels.random_layers(case)
+    assert rate * ms == pytest.approx(case.step_bytes(layers, head) / 1e6)
 
 
 def raw(here, changes, aliases=None, **attributes):

@@ -24,6 +24,7 @@ HEAD_BLOCKS = 1024
 """kMaxHeadBlocks of `src/geometry.h`."""
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Matrix:
     """A weight matrix as the kernels take it.
@@ -37,6 +38,7 @@ class Matrix:
     scale: Array | None = None
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecoderWeights:
     """The weights of one decoder layer, all matrices of one dtype.

@@ -9,8 +9,8 @@ namespace native {
 
 namespace {
 
-// Logits that every type computes without rounding: small whole numbers. Of int8 rows the last column makes the scale 1, and meets
-// zeros.
+// Logits that every type computes without rounding: small whole numbers. Of int8 rows the last column makes the scale 1, and
+// meets zeros.
 struct Problem {
   Type type;
   int64_t vocab, cols, batch;

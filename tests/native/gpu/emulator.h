@@ -1,9 +1,9 @@
 // CUDA's kernels on a CPU: each thread of a block is a fiber, and whoever waits for others gives way to one that chance picks.
 //
-// Blocks start in an order of chance, some at a time, so that results which depend on it show. Shared memory is as large as was asked
-// for, and full of NaN at first. A kernel that may overlap the one before runs some of its blocks up to WaitForKernelBefore before
-// that one has begun, so that what it reads too early is old. Deadlocks, divergent barriers and exchanges without all lanes end the
-// program. Memory is checked by the sanitizers, alignment too.
+// Blocks start in an order of chance, some at a time, so that results which depend on it show. Shared memory is as large as
+// was asked for, and full of NaN at first. A kernel that may overlap the one before runs some of its blocks up to
+// WaitForKernelBefore before that one has begun, so that what it reads too early is old. Deadlocks, divergent barriers and
+// exchanges without all lanes end the program. Memory is checked by the sanitizers, alignment too.
 
 #ifndef QWEN_ASR_JAX_TESTS_NATIVE_GPU_EMULATOR_H_
 #define QWEN_ASR_JAX_TESTS_NATIVE_GPU_EMULATOR_H_

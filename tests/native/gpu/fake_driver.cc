@@ -1,6 +1,6 @@
 // CUDA's driver as far as the kernels' host half knows it, in front of the emulator: linked with the emulated programs as a
-// libcuda.so.1. One GPU, number 0, with two multiprocessors; an image is the numbers of a ProgramKey as text. It refuses what a
-// driver refuses: other GPUs, unknown images and functions, more shared memory than was asked for, calls without a context.
+// libcuda.so.1. One GPU, number 0, with two multiprocessors; an image is the numbers of a ProgramKey as text. It refuses what
+// a driver refuses: other GPUs, unknown images and functions, more shared memory than was asked for, calls without a context.
 
 #include <sstream>
 #include <string>

@@ -10,8 +10,8 @@
 #endif
 
 #if defined(__x86_64__)
-// Saves what a function must preserve, changes the stack, and goes on where that one was left. System calls, which ucontext makes for
-// the sake of signals, would take most of the tests' time.
+// Saves what a function must preserve, changes the stack, and goes on where that one was left. System calls, which ucontext
+// makes for the sake of signals, would take most of the tests' time.
 extern "C" void qwen_test_switch(void** save_top, void* top);
 asm(R"(
 .text

@@ -1,10 +1,11 @@
-// Attention of one new token per row over its cache, with everything that happens to a head before: norm, rotation, the new slot.
+// Attention of one new token per row over its cache, with everything that happens to a head before: norm, rotation, the new
+// slot.
 //
-// Every key head of every row has `kSplits` blocks; as many of them as its valid slots are worth share these slots, and the last one to
-// be done merges what all have found. What lies behind the newest slot is never read.
+// Every key head of every row has `kSplits` blocks; as many of them as its valid slots are worth share these slots, and the
+// last one to be done merges what all have found. What lies behind the newest slot is never read.
 //
-// A slot's key or value is read 16 bytes per lane, so that `kSlotLanes` lanes hold it and a warp `kTogether` slots at once. A lane has the
-// same columns of queries, keys, values and sums.
+// A slot's key or value is read 16 bytes per lane, so that `kSlotLanes` lanes hold it and a warp `kTogether` slots at once. A
+// lane has the same columns of queries, keys, values and sums.
 
 #ifndef QWEN_ASR_JAX_KERNELS_GPU_ATTENTION_CUH_
 #define QWEN_ASR_JAX_KERNELS_GPU_ATTENTION_CUH_
@@ -60,13 +61,13 @@ QWEN_DEVICE void LoadOwn(const float* from, float (&out)[kOwn]) {
   }
 }
 
-// Norm, rotation and rounding of one head's columns from `at` on: first half * cos - second * sin, second * cos + first * sin.
+// Norm, rotation and rounding of one head's columns from `at` on, in place: first half * cos - second * sin, second * cos +
+// first * sin.
 struct Rotation {
   float cos[kOwn], sin[kOwn];
 
-  QWEN_DEVICE void Apply(const float* head, const float (&gain)[kOwn], int at, float eps, float (&out)[kOwn]) const {
-    float x[kOwn], squares = 0.0f;
-    LoadOwn(head + at, x);
+  QWEN_DEVICE void Apply(float (&x)[kOwn], const float (&gain)[kOwn], int at, float eps) const {
+    float squares = 0.0f;
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) squares += x[i] * x[i];
     const float scale = rsqrtf(SumOverSlot(squares) / static_cast<float>(kHeadDim) + eps);
@@ -74,7 +75,7 @@ struct Rotation {
     for (int i = 0; i < kOwn; ++i) {
       const float own = x[i] * scale * gain[i];
       const float other = __shfl_xor_sync(kAllLanes, own, kSlotLanes / 2);
-      out[i] = Rounded<kCache>(own * cos[i] + (at < kHeadDim / 2 ? -other : other) * sin[i]);
+      x[i] = Rounded<kCache>(own * cos[i] + (at < kHeadDim / 2 ? -other : other) * sin[i]);
     }
   }
 };
@@ -214,8 +215,8 @@ struct Share {
   }
 };
 
-// Merges `count` results, at most as many as lanes, of [G] tops and totals and [G, H] sums each: leaves `top` and `total` in shared
-// memory and calls `write(i, sum)` for every i of [G, H]. `read` is how the results are to be read.
+// Merges `count` results, at most as many as lanes, of [G] tops and totals and [G, H] sums each: leaves `top` and `total` in
+// shared memory and calls `write(i, sum)` for every i of [G, H]. `read` is how the results are to be read.
 template <typename Read, typename Write>
 QWEN_DEVICE void MergeResults(int count, const float* tops, const float* totals, const float* sums, const SharedResults& shared,
                               const Read& read, const Write& write) {

@@ -14,7 +14,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_cuda_decoder_layers, qwen_asr_gpu::Decode
                               qwen_asr_gpu::BindDecoderLayers(xla::ffi::Ffi::Bind().Ctx<Stream>()),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_cuda_head, qwen_asr_gpu::Head, qwen_asr_gpu::BindHead(xla::ffi::Ffi::Bind().Ctx<Stream>()),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(qwen_asr_cuda_head, qwen_asr_gpu::Head,
+                              qwen_asr_gpu::BindHead(xla::ffi::Ffi::Bind().Ctx<Stream>()),
                               {xla::ffi::Traits::kCmdBufferCompatible});
 
 #pragma GCC visibility pop

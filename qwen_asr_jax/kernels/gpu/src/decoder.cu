@@ -1,8 +1,8 @@
 // A decoder layer for one new token per row, as five kernels: project, attend, output, gate, down.
 //
-// Compiled for one shape and one choice of types, which these macros name: QWEN_WEIGHTS, QWEN_CACHE (numbers of Type), QWEN_BATCH,
-// QWEN_WIDTH, QWEN_INNER, QWEN_HEADS, QWEN_KEY_HEADS, QWEN_HEAD_DIM. Every kernel is launched with kThreads threads per block; how many
-// blocks, and how much shared memory, launch.cc knows.
+// Compiled for one shape and one choice of types, which these macros name: QWEN_WEIGHTS, QWEN_CACHE (numbers of Type),
+// QWEN_BATCH, QWEN_WIDTH, QWEN_INNER, QWEN_HEADS, QWEN_KEY_HEADS, QWEN_HEAD_DIM. Every kernel is launched with kThreads
+// threads per block; how many blocks, and how much shared memory, launch.cc knows.
 
 #include "attention.cuh"
 
@@ -19,8 +19,9 @@ constexpr Product kOutput = SplitRows(kWeights, kBatch, kWidth, kAttended);
 constexpr Product kGate = PairedRows(kWeights, kBatch, kInner, kWidth);
 constexpr Product kDown = SplitRows(kWeights, kBatch, kWidth, kInner);
 
-QWEN_DEVICE float Scaled(float sum, const Weights& weights, int row) {
-  return kWeights == kI8 ? sum * weights.scales[row] : sum;
+// Of rows that there are; others have none.
+QWEN_DEVICE float ScaleOf(const Weights& weights, int row, bool there) {
+  return kWeights == kI8 && there ? weights.scales[row] : 1.0f;
 }
 
 // out = residual + weights x, of operands that the kernel before has left in global memory.
@@ -31,13 +32,20 @@ QWEN_DEVICE void Add(const AddArgs& a, unsigned char* shared) {
     WaitForKernelBefore();
     return static_cast<const Operand*>(a.x);
   };
-  const auto finish = [&](int group, int i, float sum, bool mine) {
+  struct Fetched {
+    float residual, scale;
+  };
+  const auto fetch = [&](int group, int i) {
     const int r = group * kRows + i / kBatch, b = i % kBatch;
-    if (!mine || i >= kRows * kBatch || r >= kWidth) return;
-    a.out[b * kWidth + r] = a.residual[b * kWidth + r] + Scaled(sum, a.weights, r);
+    const bool there = i < kRows * kBatch && r < kWidth;
+    return Fetched{there ? a.residual[b * kWidth + r] : 0.0f, ScaleOf(a.weights, r, there)};
+  };
+  const auto finish = [&](int group, int i, float sum, const Fetched& fetched, bool mine) {
+    const int r = group * kRows + i / kBatch, b = i % kBatch;
+    if (mine && i < kRows * kBatch && r < kWidth) a.out[b * kWidth + r] = fetched.residual + sum * fetched.scale;
   };
   MultiplyRows<kCols, kRows, kSplit>(a.weights.values, CeilDiv(kWidth, kRows), reinterpret_cast<float*>(shared), row, ready,
-                                     finish);
+                                     fetch, finish);
 }
 
 }  // namespace
@@ -52,12 +60,15 @@ QWEN_KERNEL(qwen_project, ProjectArgs, kProjectBlocks) {
     if (Block() == 0 && Thread() < kBatch * kKeyHeads) a.arrived[Thread()] = 0;
     return x;
   };
-  const auto finish = [&](int group, int i, float sum, bool mine) {
-    const int r = group * kRows + i / kBatch, b = i % kBatch;
-    if (!mine || i >= kRows * kBatch || r >= kProjected) return;
-    a.out[b * kProjected + r] = Scaled(sum, a.weights, r);
+  const auto fetch = [&](int group, int i) {
+    const int r = group * kRows + i / kBatch;
+    return ScaleOf(a.weights, r, i < kRows * kBatch && r < kProjected);
   };
-  MultiplyRows<kWidth, kRows, 1>(a.weights.values, kProject.groups(), nullptr, row, ready, finish);
+  const auto finish = [&](int group, int i, float sum, float scale, bool mine) {
+    const int r = group * kRows + i / kBatch, b = i % kBatch;
+    if (mine && i < kRows * kBatch && r < kProjected) a.out[b * kProjected + r] = sum * scale;
+  };
+  MultiplyRows<kWidth, kRows, 1>(a.weights.values, kProject.groups(), nullptr, row, ready, fetch, finish);
 }
 
 QWEN_KERNEL(qwen_attend, AttendArgs, 2) {
@@ -90,17 +101,20 @@ QWEN_KERNEL(qwen_attend, AttendArgs, 2) {
 
   WaitForKernelBefore();
   const float* projected = a.projected + b * kProjected;
-  float query[kGroups][kOwn];
+  const bool has_newest = share.newest_too && Warp() == 0;
+  float query[kGroups][kOwn], key[kOwn] = {}, value[kOwn] = {};
 #pragma unroll
-  for (int g = 0; g < kGroups; ++g) {
-    rotation.Apply(projected + (key_head * kGroups + g) * kHeadDim, q_gain, at, a.eps, query[g]);
+  for (int g = 0; g < kGroups; ++g) LoadOwn(projected + (key_head * kGroups + g) * kHeadDim + at, query[g]);
+  if (has_newest) {
+    LoadOwn(projected + (kHeads + key_head) * kHeadDim + at, key);
+    LoadOwn(projected + (kHeads + kKeyHeads + key_head) * kHeadDim + at, value);
   }
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) rotation.Apply(query[g], q_gain, at, a.eps);
   State state;
   state.Reset();
-  if (share.newest_too && Warp() == 0) {
-    float key[kOwn], value[kOwn];
-    rotation.Apply(projected + (kHeads + key_head) * kHeadDim, k_gain, at, a.eps, key);
-    LoadOwn(projected + (kHeads + kKeyHeads + key_head) * kHeadDim + at, value);
+  if (has_newest) {
+    rotation.Apply(key, k_gain, at, a.eps);
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) value[i] = Rounded<kCache>(value[i]);
     if (own_slot == 0) {
@@ -176,18 +190,25 @@ QWEN_KERNEL(qwen_gate, GateArgs, kGateBlocks) {
     return AtMost(group * kPairs + r % kPairs, kInner - 1) + (r < kPairs ? 0 : kInner);
   };
   const auto ready = [&] { return Stage<kWidth>(a.x, a.norm, a.eps, shared); };
-  const auto finish = [&](int group, int i, float sum, bool mine) {
+  struct Scales {
+    float gate, up;
+  };
+  const auto fetch = [&](int group, int i) {
+    const int f = group * kPairs + i / kBatch;
+    const bool there = i < kPairs * kBatch && f < kInner;
+    return Scales{ScaleOf(a.weights, f, there), ScaleOf(a.weights, f + kInner, there)};
+  };
+  const auto finish = [&](int group, int i, float sum, const Scales& scales, bool mine) {
     const int f = group * kPairs + i / kBatch, b = i % kBatch;
-    const bool writes = mine && i < kPairs * kBatch && f < kInner;
     // The lane where the same vector's sum of up's row is.
     constexpr int kSame = kLanes / PowerOfTwoFrom(2 * kPairs * kBatch);
     const float up = __shfl_sync(kAllLanes, sum, (i + kPairs * kBatch) % (kLanes / kSame) * kSame);
-    if (!writes) return;
-    const float gate = Scaled(sum, a.weights, f);
-    const float gated = gate / (1.0f + expf(-gate)) * Scaled(up, a.weights, f + kInner);
+    if (!mine || i >= kPairs * kBatch || f >= kInner) return;
+    const float gate = sum * scales.gate;
+    const float gated = gate / (1.0f + expf(-gate)) * (up * scales.up);
     static_cast<Operand*>(a.out)[b * kInner + f] = RoundTo<kOperand>(gated);
   };
-  MultiplyRows<kWidth, 2 * kPairs, 1>(a.weights.values, kGate.groups(), nullptr, row, ready, finish);
+  MultiplyRows<kWidth, 2 * kPairs, 1>(a.weights.values, kGate.groups(), nullptr, row, ready, fetch, finish);
 }
 
 constexpr int kDownBlocks = Reading<kInner, kDown.group_rows, kDown.split>::kBlocks;

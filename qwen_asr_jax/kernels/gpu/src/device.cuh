@@ -20,8 +20,8 @@
 
 namespace qwen_asr_gpu {
 
-// 16 bytes of weights. Each is read once per token, so they shall not displace anything in the first cache. Volatile, so that the
-// compiler leaves them where they stand: in front of the wait for the kernel before.
+// 16 bytes of weights. Each is read once per token, so they shall not displace anything in the first cache. Volatile, so that
+// the compiler leaves them where they stand: in front of the wait for the kernel before.
 QWEN_DEVICE uint4 LoadStream(const void* from) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -42,8 +42,9 @@ QWEN_DEVICE uint4 LoadCached(const void* from) {
 
 QWEN_DEVICE void PrefetchLine(const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
 
-// With programmatic dependent launch a kernel may start while the one before it still runs. It waits here until that one has ended
-// and what it wrote can be read; in front of this only weights and what was there before the call may be read, and nothing written.
+// With programmatic dependent launch a kernel may start while the one before it still runs. It waits here until that one has
+// ended and what it wrote can be read; in front of this only weights and what was there before the call may be read, and
+// nothing written.
 QWEN_DEVICE void WaitForKernelBefore() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -101,8 +102,8 @@ QWEN_DEVICE void SumHalves(float (&values)[kCount]) {
   }
 }
 
-// Sums each of kCount values, a power of two, over the warp. Lane l returns the sum of value l / (32 / kCount): at every step lanes
-// keep one half of what they have left, which for 32 values takes 31 exchanges instead of 160.
+// Sums each of kCount values, a power of two, over the warp. Lane l returns the sum of value l / (32 / kCount): at every step
+// lanes keep one half of what they have left, which for 32 values takes 31 exchanges instead of 160.
 template <int kCount>
 QWEN_DEVICE float SumOverWarp(float (&values)[kCount]) {
   static_assert(kCount >= 1 && kCount <= kLanes && (kCount & (kCount - 1)) == 0, "a power of two up to the lanes");

@@ -1,5 +1,5 @@
-// The few functions of CUDA's driver that launching needs, from the library that JAX has loaded already: nothing of CUDA is needed to
-// compile this, and without a driver there is a reason instead of a crash.
+// The few functions of CUDA's driver that launching needs, from the library that JAX has loaded already: nothing of CUDA is
+// needed to compile this, and without a driver there is a reason instead of a crash.
 
 #ifndef QWEN_ASR_JAX_KERNELS_GPU_DRIVER_H_
 #define QWEN_ASR_JAX_KERNELS_GPU_DRIVER_H_

@@ -1,6 +1,8 @@
-// How work is cut: the one place from which both the kernels, compiled for one shape, and the host, which launches them, know it.
+// How work is cut: the one place from which both the kernels, compiled for one shape, and the host, which launches them, know
+// it.
 //
-// Plain C++17 without any header, because the kernels are compiled where the package runs and nothing but these files is there.
+// Plain C++17 without any header, because the kernels are compiled where the package runs and nothing but these files is
+// there.
 
 #ifndef QWEN_ASR_JAX_KERNELS_GPU_GEOMETRY_H_
 #define QWEN_ASR_JAX_KERNELS_GPU_GEOMETRY_H_
@@ -37,8 +39,8 @@ constexpr int kMaxBatch = 8;
 
 // ---- Products of a weight matrix [rows, cols] with B vectors ----------------------------------------------------------------
 //
-// Some rows are a group; a group is done by one warp, or by several that share its columns. A lane reads 16 bytes of a row at a time,
-// a chunk; neighbours read neighbouring chunks.
+// Some rows are a group; a group is done by one warp, or by several that share its columns. A lane reads 16 bytes of a row at
+// a time, a chunk; neighbours read neighbouring chunks.
 
 struct Product {
   int rows, cols;
@@ -93,8 +95,8 @@ constexpr int kBlockSlots = 32;
 
 constexpr int kMaxGroups = kWarps;
 
-// Per warp and query head: its largest score, its sum of weights, its weighted sum. Per query head: a factor for each of as many
-// results as there are lanes, and score and sum of all. Then a flag.
+// Per warp and query head: its largest score, its sum of weights, its weighted sum. Per query head: a factor for each of as
+// many results as there are lanes, and score and sum of all. Then a flag.
 QWEN_BOTH constexpr int AttendBytes(int groups, int head_dim) {
   return (kWarps * groups * (head_dim + 2) + groups * (kLanes + 2) + 1) * 4;
 }

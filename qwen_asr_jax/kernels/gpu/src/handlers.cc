@@ -1,5 +1,6 @@
-// What XLA calls: checks shapes and types, turns buffers into the structs of launch.h, and puts kernels on XLA's stream. Nothing here
-// allocates memory of the GPU, waits, or asks the stream anything, so that all of it can be captured in a command buffer.
+// What XLA calls: checks shapes and types, turns buffers into the structs of launch.h, and puts kernels on XLA's stream.
+// Nothing here allocates memory of the GPU, waits, or asks the stream anything, so that all of it can be captured in a
+// command buffer.
 
 #include "handlers.h"
 
@@ -64,8 +65,8 @@ ffi::Error Run(const ProgramKey& key, Stream stream, const Work& work) {
   return ffi::Error::Success();
 }
 
-// What every layer brings, in this order: k_cache, v_cache, input_norm, post_norm, q_norm, k_norm, then the matrices q|k|v, output,
-// gate|up, down, and behind int8 matrices their scales.
+// What every layer brings, in this order: k_cache, v_cache, input_norm, post_norm, q_norm, k_norm, then the matrices q|k|v,
+// output, gate|up, down, and behind int8 matrices their scales.
 constexpr size_t kLayerArguments = 10, kLayerScales = 4;
 
 struct Layers {
@@ -149,8 +150,9 @@ ffi::Error ToLayer(const Layers& layers, size_t index, const DecoderShape& s, in
 
 }  // namespace
 
-ffi::Error DecoderLayers(Stream stream, F32 x, F32 cos, F32 sin, S32 start, ffi::RemainingArgs given, ffi::ResultBuffer<ffi::F32> out,
-                         ffi::ResultBuffer<ffi::U8> scratch, ffi::RemainingRets caches, float eps, bool overlap, bool prefetch) {
+ffi::Error DecoderLayers(Stream stream, F32 x, F32 cos, F32 sin, S32 start, ffi::RemainingArgs given,
+                         ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::U8> scratch, ffi::RemainingRets caches,
+                         float eps, bool overlap, bool prefetch) {
   const size_t count = caches.size() / 2;
   if (count == 0 || caches.size() % 2 != 0) return Wrong("every layer has two caches");
   const size_t per_layer = given.size() / count;
@@ -186,7 +188,8 @@ ffi::Error DecoderLayers(Stream stream, F32 x, F32 cos, F32 sin, S32 start, ffi:
 }
 
 ffi::Error Head(Stream stream, F32 x, ffi::AnyBuffer weight, F32 scales, ffi::ResultBuffer<ffi::S32> token,
-                ffi::ResultBuffer<ffi::F32> top, ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> tops, bool overlap) {
+                ffi::ResultBuffer<ffi::F32> top, ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> tops,
+                bool overlap) {
   const auto type = TypeOf(weight.element_type());
   if (!type) return Wrong("no such type of weights");
   const auto of_x = x.dimensions(), of_weight = weight.dimensions();

@@ -14,12 +14,14 @@ using F32 = ffi::Buffer<ffi::F32>;
 using S32 = ffi::Buffer<ffi::S32>;
 
 // All decoder layers for one new token per row.
-ffi::Error DecoderLayers(Stream stream, F32 x, F32 cos, F32 sin, S32 start, ffi::RemainingArgs given, ffi::ResultBuffer<ffi::F32> out,
-                         ffi::ResultBuffer<ffi::U8> scratch, ffi::RemainingRets caches, float eps, bool overlap, bool prefetch);
+ffi::Error DecoderLayers(Stream stream, F32 x, F32 cos, F32 sin, S32 start, ffi::RemainingArgs given,
+                         ffi::ResultBuffer<ffi::F32> out, ffi::ResultBuffer<ffi::U8> scratch, ffi::RemainingRets caches,
+                         float eps, bool overlap, bool prefetch);
 
 // The best token of each row, and its logit. `tokens` and `tops` are scratch memory.
 ffi::Error Head(Stream stream, F32 x, ffi::AnyBuffer weight, F32 scales, ffi::ResultBuffer<ffi::S32> token,
-                ffi::ResultBuffer<ffi::F32> top, ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> tops, bool overlap);
+                ffi::ResultBuffer<ffi::F32> top, ffi::ResultBuffer<ffi::S32> tokens, ffi::ResultBuffer<ffi::F32> tops,
+                bool overlap);
 
 // Their operands, results and attributes, behind the stream.
 template <typename Binding>

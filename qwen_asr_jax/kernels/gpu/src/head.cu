@@ -11,8 +11,8 @@ namespace {
 constexpr int kWidth = QWEN_WIDTH;
 constexpr int kVocab = QWEN_VOCAB;
 
-// The best logit so far. A NaN is better than any number; of equal ones, or of NaNs, the first token is better: a total order, so
-// that results do not depend on who compares with whom first.
+// The best logit so far. A NaN is better than any number; of equal ones, or of NaNs, the first token is better: a total
+// order, so that results do not depend on who compares with whom first.
 struct Best {
   float top;
   int token;
@@ -50,12 +50,15 @@ QWEN_KERNEL(qwen_logits, LogitsArgs, kLogitsBlocks) {
   Best best = Nothing();  // of this lane's vector
   const auto row = [](int group, int r) { return AtMost(group * kRows + r, kVocab - 1); };
   const auto ready = [&] { return Stage<kWidth>(a.x, nullptr, 0.0f, shared); };
-  const auto finish = [&](int group, int i, float sum, bool) {
+  const auto fetch = [&](int group, int i) {
     const int token = group * kRows + i / kBatch;
-    if (i >= kRows * kBatch || token >= kVocab) return;
-    best.Take(kWeights == kI8 ? sum * a.weights.scales[token] : sum, token);
+    return kWeights == kI8 && i < kRows * kBatch && token < kVocab ? a.weights.scales[token] : 1.0f;
   };
-  MultiplyRows<kWidth, kRows, 1>(a.weights.values, kLogits.groups(), nullptr, row, ready, finish);
+  const auto finish = [&](int group, int i, float sum, float scale, bool mine) {
+    const int token = group * kRows + i / kBatch;
+    if (mine && i < kRows * kBatch && token < kVocab) best.Take(sum * scale, token);
+  };
+  MultiplyRows<kWidth, kRows, 1>(a.weights.values, kLogits.groups(), nullptr, row, ready, fetch, finish);
   // Lanes hold sum i of kRows * B: those of one vector are anywhere, so every lane's best goes through shared memory.
   auto* tops = reinterpret_cast<float*>(shared);  // [threads]; the vectors are no longer needed
   auto* tokens = reinterpret_cast<int*>(tops + kThreads);

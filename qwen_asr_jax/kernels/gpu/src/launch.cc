@@ -145,10 +145,9 @@ bool EnqueueDecoder(const DecoderStep& step, Device& device) {
     const AddArgs output{attended, l.output, x, hidden};
     const GateArgs gate{hidden, l.post_norm, l.gate_up, gated, step.eps};
     const AddArgs down{gated, l.down, hidden, step.out};
-    if (!launch(kProjectKernel, &project) || !launch(kAttendKernel, &attend) || !launch(kOutputKernel, &output) || !launch(kGateKernel, &gate) ||
-        !launch(kDownKernel, &down)) {
-      return false;
-    }
+    const bool done = launch(kProjectKernel, &project) && launch(kAttendKernel, &attend) && launch(kOutputKernel, &output) &&
+                      launch(kGateKernel, &gate) && launch(kDownKernel, &down);
+    if (!done) return false;
     x = step.out;
   }
   return true;

@@ -1,5 +1,5 @@
-// The kernels of a decode step in their order, each with its arguments, blocks and shared memory. Knows nothing of CUDA or XLA:
-// whoever launches is behind `Device`, which in the tests is an emulator.
+// The kernels of a decode step in their order, each with its arguments, blocks and shared memory. Knows nothing of CUDA or
+// XLA: whoever launches is behind `Device`, which in the tests is an emulator.
 
 #ifndef QWEN_ASR_JAX_KERNELS_GPU_LAUNCH_H_
 #define QWEN_ASR_JAX_KERNELS_GPU_LAUNCH_H_
@@ -15,7 +15,8 @@
 
 namespace qwen_asr_gpu {
 
-// What a program, decoder.cu or head.cu, is compiled for; its fields are the macros of the .cu file, in the order of shapes.py.
+// What a program, decoder.cu or head.cu, is compiled for; its fields are the macros of the .cu file, in the order of
+// shapes.py.
 struct DecoderShape {
   Type weights, cache;
   int batch, width, inner, heads, key_heads, head_dim;

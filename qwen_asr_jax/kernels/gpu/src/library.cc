@@ -26,8 +26,8 @@ qwen_asr_gpu::ProgramKey ToKey(const int* numbers, int count) {
 
 extern "C" {
 
-// Raised with every change of a handler's arguments or results, here and in kernels/gpu/__init__.py: it is part of the names under
-// which handlers are registered, so that a compiled program kept from before never calls a handler of after.
+// Raised with every change of a handler's arguments or results, here and in kernels/gpu/__init__.py: it is part of the names
+// under which handlers are registered, so that a compiled program kept from before never calls a handler of after.
 int qwen_asr_cuda_abi() { return 1; }
 
 // Why there is no driver; null if there is one.

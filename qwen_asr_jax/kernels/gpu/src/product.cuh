@@ -1,5 +1,5 @@
-// The product of a weight matrix with up to eight vectors: weights pass once, as a stream, and everything else is arranged so that
-// a lane always has some of them on their way, also while the vectors are not there yet.
+// The product of a weight matrix with up to eight vectors: weights pass once, as a stream, and everything else is arranged so
+// that a lane always has some of them on their way, also while the vectors are not there yet.
 
 #ifndef QWEN_ASR_JAX_KERNELS_GPU_PRODUCT_CUH_
 #define QWEN_ASR_JAX_KERNELS_GPU_PRODUCT_CUH_
@@ -21,8 +21,9 @@ constexpr int kChunk = 16 / SizeOf(kWeights);  // values of 16 bytes of weights
 constexpr int kPiece = 16 / SizeOf(kOperand);  // and of operands
 constexpr int kPieces = kChunk / kPiece;
 
-// Loads that a lane has on their way at most. With the blocks that fit on a multiprocessor they make 32 to 64 KB there, and those of the
-// next stage as much again; a memory that answers after 0.8 us and gives each multiprocessor 30 GB/s wants 26 KB.
+// Loads that a lane has on their way at most. With the blocks that fit on a multiprocessor they make 32 to 64 KB there, and
+// those of the next stage as much again; a memory that answers after 0.8 us and gives each multiprocessor 30 GB/s wants 26
+// KB.
 constexpr int kMostLoads = kBatch == 1 || kBatch > 4 ? 4 : 8;
 
 static_assert(kBatch >= 1 && kBatch <= kMaxBatch, "few vectors");
@@ -89,13 +90,14 @@ struct Reading {
 
 // Multiplies groups of rows, every block some of them.
 //
-// `row(group, r)`: index of a row of a group, one that there is. `ready()`: waits for the vectors and returns them, [B, kCols]; by
-// then the first weights are on their way. `finish(group, i, sum, mine)`: is called with the product of row i / B of the group with
-// vector i % B, by all lanes of a warp together where kSplit is 1; those lanes shall use it for which `mine` is true, and
-// i may be beyond the group's. `partial`: shared memory of SplitBytes(), where kSplit is more than 1.
-template <int kCols, int kRows, int kSplit, typename RowOf, typename Ready, typename Finish>
+// `row(group, r)`: index of a row of a group, one that there is. `ready()`: waits for the vectors and returns them, [B,
+// kCols]; by then the first weights are on their way. Product i of a group is that of row i / B with vector i % B.
+// `fetch(group, i)` is called early with a product that there may be, and what it returns comes back in `finish(group, i,
+// sum, fetched, mine)`: by all lanes of a warp together where kSplit is 1, and those shall use it for which `mine` is true; i
+// may be beyond the group's in both. `partial`: shared memory of SplitBytes(), where kSplit is more than 1.
+template <int kCols, int kRows, int kSplit, typename RowOf, typename Ready, typename Fetch, typename Finish>
 QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, const RowOf& row, const Ready& ready,
-                              const Finish& finish) {
+                              const Fetch& fetch, const Finish& finish) {
   using R = Reading<kCols, kRows, kSplit>;
   constexpr int kTeams = kWarps / kSplit;
   const int team = Warp() / kSplit, at = Warp() % kSplit * kLanes + Lane(), stride = Blocks() * kTeams;
@@ -107,9 +109,13 @@ QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, co
   load(now, base + team, 0);
   LetKernelBehindStart();
   const Operand* x = ready();
+  constexpr int kSame = kLanes / R::kSums;  // lanes with the same sum
+  const bool mine = kSplit == 1 ? Lane() % kSame == 0 : Thread() < kTeams * R::kSums;
+  const int of = kSplit == 1 ? team : Thread() / R::kSums, i = kSplit == 1 ? Lane() / kSame : Thread() % R::kSums;
   for (; base < groups; base += stride) {
     const int group = base + team;
     if (kSplit == 1 && group >= groups) break;  // nobody waits for this warp
+    const auto fetched = fetch(mine ? base + of : groups, i);
     float sums[kRows][kBatch] = {};
 #pragma unroll 1
     for (int stage = 0; stage < R::kStages; ++stage) {
@@ -128,28 +134,25 @@ QWEN_DEVICE void MultiplyRows(const void* values, int groups, float* partial, co
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) flat[r * kBatch + b] = sums[r][b];
     }
-    constexpr int kSame = kLanes / R::kSums;  // lanes with the same sum
     const float sum = SumOverWarp(flat);
-    const bool first = Lane() % kSame == 0;
     if constexpr (kSplit == 1) {
-      finish(group, Lane() / kSame, sum, first);
+      finish(group, i, sum, fetched, mine);
     } else {
-      if (first) partial[Warp() * R::kSums + Lane() / kSame] = sum;
+      if (Lane() % kSame == 0) partial[Warp() * R::kSums + Lane() / kSame] = sum;
       __syncthreads();
-      if (Thread() < kTeams * R::kSums) {
-        const int of = Thread() / R::kSums, i = Thread() % R::kSums;
+      if (mine) {
         float total = 0.0f;
 #pragma unroll
         for (int w = 0; w < kSplit; ++w) total += partial[(of * kSplit + w) * R::kSums + i];
-        finish(base + of, i, total, base + of < groups);
+        finish(base + of, i, total, fetched, base + of < groups);
       }
       __syncthreads();
     }
   }
 }
 
-// Vectors into shared memory as operands: normed where there is a norm (RMSNorm: x / sqrt(mean of squares + eps) * norm), else as they
-// are. Every block does it for itself, which costs less than a kernel. `staged`: StagedBytes() of shared memory.
+// Vectors into shared memory as operands: normed where there is a norm (RMSNorm: x / sqrt(mean of squares + eps) * norm),
+// else as they are. Every block does it for itself, which costs less than a kernel. `staged`: StagedBytes() of shared memory.
 template <int kCols>
 QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, unsigned char* staged) {
   constexpr int kQuads = kCols / 4, kSteps = CeilDiv(kQuads, kThreads);
@@ -163,6 +166,21 @@ QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, u
     if (norm != nullptr && q < kQuads) gain[s] = reinterpret_cast<const float4*>(norm)[q];
   }
   WaitForKernelBefore();
+  // A few values stay in registers for the second time; more come from the first cache.
+  constexpr bool kStay = kBatch * kSteps <= 4;
+  float4 kept[kStay ? kBatch : 1][kSteps];
+  const auto load = [&](int b, int s) {
+    const int q = s * kThreads + Thread();
+    return q < kQuads ? reinterpret_cast<const float4*>(x + b * kCols)[q] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  };
+  if constexpr (kStay) {
+#pragma unroll
+    for (int b = 0; b < kBatch; ++b) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) kept[b][s] = load(b, s);
+    }
+  }
+  const auto value = [&](int b, int s) { return kStay ? kept[kStay ? b : 0][s] : load(b, s); };
   float scale[kBatch];
 #pragma unroll
   for (int b = 0; b < kBatch; ++b) scale[b] = 1.0f;
@@ -172,9 +190,7 @@ QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, u
     for (int b = 0; b < kBatch; ++b) {
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        const int q = s * kThreads + Thread();
-        if (q >= kQuads) continue;
-        const float4 v = reinterpret_cast<const float4*>(x + b * kCols)[q];
+        const float4 v = value(b, s);
         sums[b] += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
       }
     }
@@ -196,7 +212,7 @@ QWEN_DEVICE const Operand* Stage(const float* x, const float* norm, float eps, u
     for (int s = 0; s < kSteps; ++s) {
       const int q = s * kThreads + Thread();
       if (q >= kQuads) continue;
-      const float4 v = reinterpret_cast<const float4*>(x + b * kCols)[q];  // from the first cache, the second time
+      const float4 v = value(b, s);
       StoreFour<kOperand>(out + b * kCols + 4 * q, v.x * scale[b] * gain[s].x, v.y * scale[b] * gain[s].y,
                           v.z * scale[b] * gain[s].z, v.w * scale[b] * gain[s].w);
     }

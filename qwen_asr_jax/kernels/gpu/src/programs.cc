@@ -68,7 +68,9 @@ std::string LoadProgram(const ProgramKey& key, const void* image, int device) {
   const auto failed = [&](const std::string& what, int error) { return what + " failed (" + driver->NameOf(error) + ")"; };
   int handle = 0, multiprocessors = 0;
   Context context = nullptr;
-  if (const int error = driver->device_get(&handle, device); error != 0) return failed("finding GPU " + std::to_string(device), error);
+  if (const int error = driver->device_get(&handle, device); error != 0) {
+    return failed("finding GPU " + std::to_string(device), error);
+  }
   if (const int error = driver->device_attribute(&multiprocessors, kMultiprocessorCount, handle); error != 0) {
     return failed("asking the GPU for its multiprocessors", error);
   }

@@ -16,8 +16,9 @@ struct LoadedProgram {
   std::vector<int> blocks_at_once;
 };
 
-// Loads a compiled program, a cubin or PTX that ends with a zero, into the GPU of that number; again is no error. Returns why it cannot
-// be, in one line, or nothing. To be called before anything runs: loading in the middle of a capture is not allowed.
+// Loads a compiled program, a cubin or PTX that ends with a zero, into the GPU of that number; again is no error. Returns why
+// it cannot be, in one line, or nothing. To be called before anything runs: loading in the middle of a capture is not
+// allowed.
 std::string LoadProgram(const ProgramKey& key, const void* image, int device);
 
 // The program in the context that is current; null if it has not been loaded there.
