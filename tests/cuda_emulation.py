@@ -33,7 +33,7 @@ def _libraries() -> tuple[pathlib.Path, pathlib.Path] | str:
             return str(e)
         raise
     driver, library = build.build_gpu_libraries(cxx)
-    ctypes.CDLL(str(driver), mode=ctypes.RTLD_GLOBAL)  # found by its name from now on, instead of a real one
+    ctypes.CDLL(str(driver))  # found by its name from now on
     gpu.register(gpu.load_library(library), "cpu")
     return driver, library
 

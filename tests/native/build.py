@@ -26,6 +26,8 @@ ROOT = HERE.parents[1]
 SKIPPED = 77
 GPU = HERE / "gpu"
 EMULATOR = ("emulator", "fiber", "emulated_programs")
+FAKE_DRIVER = "libqwen_fake_cuda.so.1"
+"""Not under the name of the real one: NVRTC looks for that, too, in the same process."""
 GPU_CASES = ("emulated_decoder_cases", "emulated_head_cases", "launch_cases")
 KEPT = ROOT / ".cache" / "native"
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -127,16 +129,17 @@ def build_gpu_libraries(cxx: list[str]) -> tuple[pathlib.Path, pathlib.Path]:
     setup, shapes = load_setup(), load(GPU / "shapes.py")
     kernels = ROOT / setup.GPU_SOURCES
     folder = folder_of(cxx, ["libraries"], kernels, ROOT / setup.SOURCES, HERE, GPU)
-    driver, library = folder / "libcuda.so.1", folder / "libqwen_asr_gpu.so"
+    driver, library = folder / FAKE_DRIVER, folder / "libqwen_asr_gpu.so"
     if not driver.exists() or not library.exists():
         command = [*cxx, *gpu_flags(setup), "-fPIC", "-fvisibility=hidden", "-isystem", setup.headers()]
         own = [GPU / f"{name}.cc" for name in (*EMULATOR, "fake_driver")]
-        jobs = [(p, p.stem, ["-fvisibility=default"]) for p in [*own, HERE / "testing.cc", kernels / "launch.cc"]]
+        jobs = [(p, p.stem, []) for p in [*own, HERE / "testing.cc", kernels / "launch.cc"]]
         jobs += instances(shapes, shapes.LIBRARY_DECODERS, shapes.LIBRARY_HEADS)
         objects = compile_jobs(setup, command, folder / "driver", jobs)
-        link(setup, cxx, ["-shared", "-Wl,-soname,libcuda.so.1"], objects, driver)
+        link(setup, cxx, ["-shared", f"-Wl,-soname,{FAKE_DRIVER}"], objects, driver)
         host = [p for p in sorted(kernels.glob("*.cc")) if p.stem != "bindings"] + [GPU / "cpu_bindings.cc"]
-        objects = compile_jobs(setup, command, folder / "library", [(p, p.stem, []) for p in host])
+        named = f'-DQWEN_CUDA_DRIVER="{FAKE_DRIVER}"'
+        objects = compile_jobs(setup, [*command, named], folder / "library", [(p, p.stem, []) for p in host])
         link(setup, cxx, ["-shared"], [*objects, "-ldl"], library)
     return driver, library
 

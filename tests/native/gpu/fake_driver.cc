@@ -1,6 +1,6 @@
-// CUDA's driver as far as the kernels' host half knows it, in front of the emulator: linked with the emulated programs as a
-// libcuda.so.1. One GPU, number 0, with two multiprocessors; an image is the numbers of a ProgramKey as text. It refuses what
-// a driver refuses: other GPUs, unknown images and functions, more shared memory than was asked for, calls without a context.
+// CUDA's driver as far as the kernels' host half knows it, in front of the emulator: linked with the emulated programs. One
+// GPU, number 0, with two multiprocessors; an image is the numbers of a ProgramKey as text. It refuses what a driver refuses:
+// other GPUs, unknown images and functions, more shared memory than was asked for, calls without a context.
 
 #include <sstream>
 #include <string>
@@ -42,6 +42,8 @@ namespace native {
 void Fail(const std::string&) {}
 
 }  // namespace native
+
+#pragma GCC visibility push(default)
 
 extern "C" {
 
@@ -140,3 +142,5 @@ int cuLaunchKernelEx(const LaunchConfig* config, FakeFunction* function, void** 
   return RunKernel(function, c.grid[0], c.block[0], c.shared_bytes, parameters);
 }
 }
+
+#pragma GCC visibility pop

@@ -2,11 +2,17 @@
 
 #include <dlfcn.h>
 
+#include <type_traits>
+
+#if !defined(QWEN_CUDA_DRIVER)  // tests have one of their own
+#define QWEN_CUDA_DRIVER "libcuda.so.1"
+#endif
+
 namespace qwen_asr_gpu {
 
 namespace {
 
-constexpr char kLibrary[] = "libcuda.so.1";
+constexpr char kLibrary[] = QWEN_CUDA_DRIVER;
 
 struct Opened {
   Driver driver{};
