@@ -54,19 +54,17 @@ def load_from_flags(batch_size: int = 1) -> Any:
     """The model that the flags ask for (a `QwenASR`); without `--model_dir` the demonstration model, and a line that says so.
 
     Args:
-      batch_size: clips at once that the device must have memory for.
+      batch_size: clips at once that memory is planned for.
 
     Raises:
       UsageError: flags contradict each other, or `--model_dir` is empty.
       QwenASRError: see `load_model`.
     """
-    values = flags.FLAGS
-    if values.model_dir == "":
-        raise UsageError("--model_dir is empty; leave it out for the bundled demonstration model")
     from qwen_asr_jax.pipelines.load import load_model
 
+    values = flags.FLAGS
+    model_dir = model_dir_from_flags()
     policy, options = policy_from_flags()
-    model_dir = values.model_dir or demo.MODEL_DIR
     model = load_model(
         model_dir,
         policy,
@@ -82,6 +80,17 @@ def load_from_flags(batch_size: int = 1) -> Any:
     warn_of_missing_kernels(policy)
     warn_of_model(model)
     return model
+
+
+def model_dir_from_flags() -> Any:
+    """The model directory that `--model_dir` names; without it that of the demonstration model.
+
+    Raises:
+      UsageError: it is empty.
+    """
+    if flags.FLAGS.model_dir == "":
+        raise UsageError("--model_dir is empty; leave it out for the bundled demonstration model")
+    return flags.FLAGS.model_dir or demo.MODEL_DIR
 
 
 def warn_of_missing_kernels(policy: Policy) -> None:

@@ -242,10 +242,17 @@ def _use_compilation_cache() -> None:
 
 
 def keeps_programs() -> bool:
-    """Whether compiled programs go to a persistent cache; known once `configure` has run."""
+    """Whether compiled programs go to a persistent cache that can be written; known once `configure` has run."""
     import jax
 
-    return getattr(jax.config, "jax_compilation_cache_dir", None) is not None
+    folder = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if folder is None or not getattr(jax.config, "jax_enable_compilation_cache", True):
+        return False
+    try:
+        pathlib.Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def trim_heap() -> None:

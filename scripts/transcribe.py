@@ -60,7 +60,7 @@ def main(names: Sequence[str]) -> int:
         targets = [
             *output_paths(names, writable_directory(pathlib.Path(FLAGS.output_dir).expanduser()), FLAGS.output_format)
         ]
-    model = cli.load_from_flags(FLAGS.batch_size)
+    model = cli.load_from_flags(min(FLAGS.batch_size, len(names)))
 
     from qwen_asr_jax.pipelines.reporter import Reporter
 

@@ -1,6 +1,6 @@
 """Compiles ahead of time what transcribing clips of given lengths will run, so that no clip has to wait for the compiler.
 
-    python scripts/warmup.py --model_dir=DIR [--buckets=5,10,20,30] [--batch_sizes=1,64]
+    python scripts/warmup.py --model_dir=DIR [--buckets=1-30] [--batch_sizes=1,64]
 
 Needs a model's config.json and tokenizer, not its weights. Programs are compiled beside each other and kept in the compilation
 cache (BUILD.md says where), from which every later process reads them, as long as jaxlib, device, flags and geometry stay the
@@ -21,23 +21,42 @@ from qwen_asr_jax.pipelines.batches import MAX_BATCH_SIZE
 
 cli.define_model_flags()
 flags.adopt_module_key_flags(cli)
-flags.DEFINE_list("buckets", ["5", "10", "20", "30"], "Lengths of clips to be ready for, in seconds; shorter ones round up.")
-flags.DEFINE_list("batch_sizes", ["1"], "Clips at once, as given to transcribe.py.")
+flags.DEFINE_list(
+    "buckets", ["1-30"], "Lengths of clips to be ready for, in seconds; 1-30 stands for all between, at every half second."
+)
+flags.DEFINE_list(
+    "batch_sizes",
+    ["1"],
+    "Clips at once, all of one length. The last batch of many files is smaller, and mixed lengths may compile something.",
+)
 flags.DEFINE_integer("max_new_tokens", 0, "Token budget per clip; 0 as transcribe.py scales it.", lower_bound=0)
 flags.DEFINE_integer("jobs", 0, "Programs to compile beside each other; 0 for one per CPU.", lower_bound=0)
 FLAGS = flags.FLAGS
 
 
+STEP_S = 0.5
+
+
 def numbers(name: str, kind: type, least: float, most: float) -> list:
-    """The values of a list flag.
+    """The values of a list flag, `a-b` standing for all between at steps of `STEP_S`.
 
     Raises:
       UsageError: there are none, or one is no such number.
     """
+    found: list = []
     try:
-        found = sorted({kind(each) for each in FLAGS[name].value})
+        for each in FLAGS[name].value:
+            first, _, last = each.partition("-")
+            if kind is int or not last:
+                found.append(kind(each))
+            elif least <= float(first) <= float(last) <= most:
+                steps = int((float(last) - float(first)) / STEP_S)
+                found += [float(first) + STEP_S * i for i in range(steps + 1)] + [float(last)]
+            else:
+                found.append(most + 1)  # refused below
     except ValueError:
         found = []
+    found = sorted(set(found))
     if not found or not least <= found[0] <= found[-1] <= most:
         what = "whole numbers" if kind is int else "numbers"
         raise UsageError(f"--{name} must be {what} from {least:g} to {most:g}, got {','.join(FLAGS[name].value)!r}")
@@ -59,15 +78,17 @@ def main(argv: Sequence[str]) -> int:
 
     policy, options = cli.policy_from_flags()
     opened = open_model(
-        FLAGS.model_dir or demo.MODEL_DIR,
+        cli.model_dir_from_flags(),
         policy,
         backend=FLAGS.backend,
         threads=FLAGS.threads,
         memory_fraction=FLAGS.memory_fraction,
         options=options,
     )
+    if FLAGS.model_dir is None:
+        cli.warn(demo.NOTICE)
     cli.warn_of_missing_kernels(policy)
-    cli.warn(f"memory for {opened.plan(lengths[-1], sizes[-1])}")
+    cli.warn(f"memory for {opened.plan(lengths[-1], sizes[-1], FLAGS.max_new_tokens)}")
     with tqdm.tqdm(unit="program", disable=not sys.stderr.isatty()) as bar:
         done = warm_up(
             opened,

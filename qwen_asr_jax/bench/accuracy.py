@@ -20,8 +20,9 @@ from qwen_asr_jax.bench.cost import tree_bytes
 from qwen_asr_jax.engine import verbs
 from qwen_asr_jax.engine.engine import AudioFeatures, prompt_block
 from qwen_asr_jax.models.functional import Definition
+from qwen_asr_jax.pipelines.job import Job
 from qwen_asr_jax.pipelines.load import load_model
-from qwen_asr_jax.pipelines.offline import Job, QwenASR
+from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.policy import PRESETS
 from qwen_asr_jax.typing import Array, Params
 

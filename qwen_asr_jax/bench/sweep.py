@@ -37,6 +37,7 @@ FLAGS: dict[str, Any] = {
     "implementation": "",
     "backend": "auto",
     "threads": 0,
+    "memory_fraction": 0.0,
     "batch_size": 1,
     "decode_tokens": 0,
     "contexts": "64,256,1024,4096",

@@ -23,7 +23,8 @@ from qwen_asr_jax.engine.state import DecodeState, cache_bytes, new_state
 from qwen_asr_jax.engine.verbs import NO_TOKEN
 from qwen_asr_jax.errors import QwenASRError
 from qwen_asr_jax.models.functional import Definition
-from qwen_asr_jax.pipelines.offline import Job, QwenASR
+from qwen_asr_jax.pipelines.job import Job
+from qwen_asr_jax.pipelines.offline import QwenASR
 from qwen_asr_jax.pipelines.result import Transcription
 from qwen_asr_jax.typing import Array, Params
 

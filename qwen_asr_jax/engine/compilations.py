@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import jax
@@ -63,23 +64,24 @@ def compilations() -> Compilations:
     global _log
     if _log is None:
         _log = log = Compilations()
-        hit = False
+        seen = threading.local()  # programs are compiled beside each other; an event comes in its program's thread
+        adding = threading.Lock()
 
         def on_event(event: str, **_: Any) -> None:
-            nonlocal hit
-            hit = hit or event == _CACHE_HIT
+            if event == _CACHE_HIT:
+                seen.hit = True
 
         def on_duration(event: str, duration_secs: float, **details: Any) -> None:
-            nonlocal hit
             if event in (_LOWERED, _COMPILED):
                 # Lowering and compiling leave tens of MB of freed memory behind. Given back before XLA starts and when it is
                 # done, they are not added to what comes next.
                 runtime.trim_heap()
             if event == _COMPILED:
-                log.programs.append((str(details.get("fun_name", "?")), duration_secs, hit))
-                hit = False
+                log.programs.append((str(details.get("fun_name", "?")), duration_secs, getattr(seen, "hit", False)))
+                seen.hit = False
             elif event in _STAGES:
-                setattr(log, _STAGES[event], getattr(log, _STAGES[event]) + duration_secs)
+                with adding:
+                    setattr(log, _STAGES[event], getattr(log, _STAGES[event]) + duration_secs)
 
         jax.monitoring.register_event_listener(on_event)
         jax.monitoring.register_event_duration_secs_listener(on_duration)

@@ -69,6 +69,7 @@ class Engine:
             head = decoder.get("lm_head", decoder["embed_tokens"])["weight"]
             self.screen = jax.block_until_ready(self._call(screen_of, head))
         self._spare: dict[tuple[int, int], DecodeState] = {}
+        self._last_size = (0, 0)  # rows and slots with which the last batch began
 
     def can_screen(self) -> bool:
         """Whether native kernels compute, with a head that is not int8 already."""
@@ -220,7 +221,7 @@ class Engine:
         running, rows = np.flatnonzero(~done), len(done) // 4
         if len(running) > rows:
             return state, None
-        index = np.zeros(rows, np.int32)
+        index = np.full(rows, running[0], np.int32)  # a row of padding has to be some row
         index[: len(running)] = running
         return self._call(verbs.select, state, index, np.arange(rows) >= len(running)), running
 
@@ -230,6 +231,7 @@ class Engine:
 
     def _state(self, rows: int, slots: int) -> DecodeState:
         """An empty state, or a left one of that size."""
+        self._last_size = rows, slots
         state = self._spare.pop((rows, slots), None)
         if state is None:
             self._spare.clear()  # before the new cache is made: only one is ever held
@@ -239,10 +241,16 @@ class Engine:
     def release(self, state: DecodeState) -> None:
         """Gives a state back, so that the next batch of its size reuses the memory.
 
-        Leftovers in a cache are masked out, but a NaN survives a mask (0 * NaN): such a state is dropped.
+        Leftovers in a cache are masked out, but a NaN survives a mask (0 * NaN): such a state is dropped. So is one that has
+        grown or shrunk, which a batch like the last one could not use.
         """
-        if np.asarray(state.finite).all():
-            self._spare = {(state.token.shape[0], state.k_cache[0].shape[1]): state}
+        size = state.token.shape[0], state.k_cache[0].shape[1]
+        if size == self._last_size and np.asarray(state.finite).all():
+            self._spare = {size: state}
+
+    def spare_bytes(self) -> int:
+        """Bytes of the state that is kept for the next batch, which uses it or drops it."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._spare))
 
     def drop_spare(self) -> None:
         """Frees the state that is kept for the next batch."""

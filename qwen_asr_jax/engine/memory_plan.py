@@ -1,7 +1,8 @@
 """How much memory a model and its batches will need, by arithmetic, before anything is loaded.
 
-Weights and caches are exact. Temporaries are what the largest stage holds at its peak under plain XLA: the arrays that its
-largest operation reads and writes, by the shapes that the engine rounds to. Native CPU kernels need less.
+Weights and caches are exact; where caches grow, for their first size, and for what the next one adds. Temporaries are what the
+largest stage holds at its peak under plain XLA: the arrays that its largest operation reads and writes, by the shapes that the
+engine rounds to. Native CPU kernels need less.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class MemoryPlan:
 
     Attributes:
       weights: all parameters.
-      cache: keys and values of the batch.
+      cache: keys and values of the batch, as they begin.
+      growth: what is added where a row's text outgrows that; 0 where the cache has room for the whole budget.
       temporaries: the largest stage's, with the arrays that wait for it.
       stage: which stage that is.
       limit: what the device's allocator may still take; None where there is no limit (CPU).
@@ -40,6 +42,7 @@ class MemoryPlan:
 
     weights: int
     cache: int
+    growth: int
     temporaries: int
     stage: str
     limit: int | None
@@ -47,8 +50,13 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Bytes at the peak."""
+        """Bytes at the peak, if no text outgrows the first cache."""
         return self.weights + self.cache + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether the total is within the limit."""
+        return self.limit is None or self.total <= self.limit
 
     def __str__(self) -> str:
         """The sum in one line."""
@@ -56,7 +64,8 @@ class MemoryPlan:
             f"{self.what}: weights {_gb(self.weights)} + cache {_gb(self.cache)} + temporaries {_gb(self.temporaries)}"
             f" ({self.stage}) = {_gb(self.total)} GB"
         )
-        return line if self.limit is None else f"{line} of {_gb(self.limit)} GB"
+        line += "" if self.limit is None else f" of {_gb(self.limit)} GB"
+        return f"{line}; {_gb(self.growth)} more if a text outgrows the cache" if self.growth else line
 
     def check(self) -> None:
         """Refuses what cannot fit.
@@ -64,10 +73,10 @@ class MemoryPlan:
         Raises:
           BackendError: the total is above the limit; the message holds the sum and what would make it smaller.
         """
-        if self.limit is not None and self.total > self.limit:
+        if not self.fits:
             raise BackendError(
-                f"not enough memory on the device for {self}; use a smaller --batch_size, --policy=bf16 or int8, a smaller"
-                " model, or a larger --memory_fraction"
+                f"not enough memory on the device for {self}; use --policy=int8_all, a smaller model, shorter audio, or a"
+                " larger --memory_fraction"
             )
 
 
@@ -85,15 +94,23 @@ def plan_memory(
       limit: see `MemoryPlan`; `device_limit` asks the device.
     """
     _, _, params = abstract_model(config, policy)
-    tokens = num_audio_tokens(num_frames(round(workload.seconds * SAMPLE_RATE)), config.audio)
-    prompt = workload.prompt_tokens + tokens
-    rows = buckets.rows(workload.rows)
-    slots = buckets.cache(prompt, workload.new_tokens)
-    stages = _stages(config, policy, buckets, workload, rows, prompt, slots)
+    weights = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return dataclasses.replace(plan_batch(config, policy, buckets, workload, limit), weights=weights)
+
+
+def plan_batch(
+    config: ModelConfig, policy: Policy, buckets: Buckets, workload: Workload, limit: int | None = None
+) -> MemoryPlan:
+    """The plan for one batch of a model that is loaded: `weights` is 0. Arguments as of `plan_memory`."""
+    prompt, rows, slots = _sizes(config, buckets, workload)
+    stages = _stages(config, policy, buckets, workload)
     stage = max(stages, key=stages.__getitem__)
+    grown = slots if slots >= prompt + workload.new_tokens else buckets.longer_cache(slots)
+    cache = cache_bytes(config.text, policy, rows, slots)
     return MemoryPlan(
-        weights=sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)),
-        cache=cache_bytes(config.text, policy, rows, slots),
+        weights=0,
+        cache=cache,
+        growth=cache_bytes(config.text, policy, rows, grown) - cache,
         temporaries=stages[stage],
         stage=stage,
         limit=limit,
@@ -101,10 +118,16 @@ def plan_memory(
     )
 
 
-def _stages(
-    config: ModelConfig, policy: Policy, buckets: Buckets, workload: Workload, rows: int, prompt: int, slots: int
-) -> dict[str, int]:
+def _sizes(config: ModelConfig, buckets: Buckets, workload: Workload) -> tuple[int, int, int]:
+    """Tokens of a prompt, rows of the batch, slots of the cache as it begins."""
+    tokens = num_audio_tokens(num_frames(round(workload.seconds * SAMPLE_RATE)), config.audio)
+    prompt = workload.prompt_tokens + tokens
+    return prompt, buckets.rows(workload.rows), buckets.cache(prompt, workload.new_tokens)
+
+
+def _stages(config: ModelConfig, policy: Policy, buckets: Buckets, workload: Workload) -> dict[str, int]:
     """Bytes at the peak of every stage, of what it computes and of what it was given."""
+    prompt, rows, slots = _sizes(config, buckets, workload)
     audio, text, operand = config.audio, config.text, policy.compute.itemsize
     frames = num_frames(round(workload.seconds * SAMPLE_RATE))
     clip_chunks = -(-frames // audio.chunk_frames)
@@ -138,7 +161,9 @@ def _stages(
     sliced = 0 if group == rows else cache_bytes(text, policy, group, slots)
     prefill = features + held + sliced + max(mlp, attention)
 
-    step = rows * (config.head_rows + 4 * text.mlp_dim + 2 * text.num_heads * slots) * _F32
+    # A batch that shrinks has a quarter of its cache twice for a moment.
+    quarter = cache_bytes(text, policy, rows // 4, slots)
+    step = rows * (config.head_rows + 4 * text.mlp_dim + 2 * text.num_heads * slots) * _F32 + quarter
     stages = {"log_mel": log_mel, "encode": encode, "prefill": prefill, "decode": step}
     return {name: int(size) for name, size in stages.items()}
 

@@ -121,17 +121,19 @@ class _Onlooker(Engine):
         last = len(prompt.ids) + workload.new_tokens - 1  # slots that are used in the end
         while True:
             state, _ = self._enqueue_decode(state, 1, ignore_eos=False)
-            self._shrink(state)
-            if state.k_cache[0].shape[1] > last:
+            grows = state.k_cache[0].shape[1] <= last
+            self._shrink(state, grows)
+            if not grows:
                 return
             state = self._grown(state)
 
-    def _shrink(self, state: DecodeState) -> None:
-        """The smaller batches that are left when rows end before others."""
+    def _shrink(self, state: DecodeState, grows: bool) -> None:
+        """The smaller batches that are left when rows end before others, and their longer caches."""
         while (rows := state.token.shape[0]) >= 4:
             state, _ = self.compact(state, np.arange(rows) >= rows // 4)
             state, _ = self._enqueue_decode(state, 1, ignore_eos=False)
-            self._grown(state)
+            if grows:
+                self._grown(state)
 
     def _grown(self, state: DecodeState) -> DecodeState:
         slots = self.buckets.longer_cache(state.k_cache[0].shape[1])
@@ -143,7 +145,7 @@ class _Onlooker(Engine):
         args, options = jax.tree.map(_shape, (args, options))
         key = jitted.__name__, *jax.tree.leaves((args, options)), jax.tree.structure((args, options))
         if key not in self.seen:
-            self.seen[key] = Program(_name(verb, args), lambda: jitted.lower(*args, **options))
+            self.seen[key] = Program(_name(verb, args, options), lambda: jitted.lower(*args, **options))
         return jitted.eval_shape(*args, **options)
 
 
@@ -152,13 +154,16 @@ def _shape(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "dtype") else leaf
 
 
-def _name(verb: Callable[..., Any], args: tuple[Any, ...]) -> str:
+def _name(verb: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> str:
     """The verb and the shapes that matter: its arrays' first dimensions, and the cache's length."""
     states = [each for each in args if isinstance(each, DecodeState)]
     arrays = [each for each in args if isinstance(each, jax.ShapeDtypeStruct) and each.ndim > 1]
+    arrays += [each for group in args if isinstance(group, tuple) for each in group]  # features
     sizes = [(state.token.shape[0], state.k_cache[0].shape[1]) for state in states]
     sizes += [args[-2:]] if all(isinstance(each, int) for each in args[-2:]) else []  # of a state that is to be made
     parts = [getattr(verb, "__name__", "?")]
-    parts += ["x".join(map(str, arrays[0].shape[:2]))] if arrays else []
+    parts += dict.fromkeys("x".join(map(str, array.shape[:2])) for array in arrays)
     parts += [f"{rows} rows, {slots} slots" for rows, slots in sizes]
+    parts += ["from scratch" if options["first"] else "continued"] if "first" in options else []
+    parts += [f"to {options['slots']} slots"] if "slots" in options else []
     return " ".join(parts)

@@ -247,7 +247,7 @@ def select(state: DecodeState, rows: Array, padding: Array) -> DecodeState:
         token=state.token[rows],
         done=state.done[rows] | padding,
         budget=state.budget[rows],
-        finite=state.finite[rows] | padding,
+        finite=state.finite[rows],
     )
 
 

@@ -79,7 +79,7 @@ class TextDecoder(nnx.Module):
             mask = jnp.broadcast_to(new <= new[:, None], (x.shape[0], time, time))
         keys, values = [], []
         for layer, k, v in zip(self.layers, k_cache, v_cache, strict=True):
-            x, k, v = call_layer(layer, x, rope, k, v, start, mask)
+            x, k, v = call_layer(layer, x, rope, k, v, start if over_cache else None, mask)
             keys.append(k)
             values.append(v)
         return self.norm(x), tuple(keys), tuple(values)

@@ -34,7 +34,7 @@ class CausalAttention(nnx.Module):
         self.policy = policy
 
     def __call__(
-        self, x: Array, rope: tuple[Array, Array], k_cache: Array, v_cache: Array, start: Array, mask: Array
+        self, x: Array, rope: tuple[Array, Array], k_cache: Array, v_cache: Array, start: Array | None, mask: Array
     ) -> tuple[Array, Array, Array]:
         """Attends from T new tokens; see `DecoderLayer`."""
         batch, time, _ = x.shape
@@ -47,11 +47,10 @@ class CausalAttention(nnx.Module):
         k = apply_rope(self.k_norm(k), *rope)
         k = jnp.swapaxes(narrow(k, self.policy.cache), 1, 2)
         v = jnp.swapaxes(narrow(v, self.policy.cache), 1, 2)
-        over_cache = mask.shape[-1] == k_cache.shape[1]
         # Write first, then read the updated cache only: the order that lets XLA update the donated buffer in place.
-        k_cache = kv_cache.write(k_cache, k, start if over_cache else None)
-        v_cache = kv_cache.write(v_cache, v, start if over_cache else None)
-        keys, values = (k_cache, v_cache) if over_cache else (y.reshape(-1, time, self.head_dim) for y in (k, v))
+        k_cache = kv_cache.write(k_cache, k, start)
+        v_cache = kv_cache.write(v_cache, v, start)
+        keys, values = (y.reshape(-1, time, self.head_dim) for y in (k, v)) if start is None else (k_cache, v_cache)
         out = attend(q, keys, values, mask, accum_dtype=self.policy.accum)
         return self.o_proj(out.reshape(batch, time, -1)), k_cache, v_cache
 
@@ -80,7 +79,7 @@ class DecoderLayer(nnx.Module):
         self.policy = policy
 
     def __call__(
-        self, x: Array, rope: tuple[Array, Array], k_cache: Array, v_cache: Array, start: Array, mask: Array
+        self, x: Array, rope: tuple[Array, Array], k_cache: Array, v_cache: Array, start: Array | None, mask: Array
     ) -> tuple[Array, Array, Array]:
         """Runs T new tokens through the layer and appends their keys and values to its cache.
 
@@ -88,14 +87,15 @@ class DecoderLayer(nnx.Module):
           x: `[B, T, D]` in the accumulation dtype.
           rope: cosines and sines of the tokens' positions, each `[B, T, H / 2]` float32.
           k_cache, v_cache: `[B * K, S, H]` in the cache dtype.
-          start: `[B]` int32, the slot of each row's first new token.
-          mask: `[B, T, S]` bool over the cache, or `[B, T, T]` over the new tokens alone (when nothing came before them, which
-            saves reading the cache).
+          start: `[B]` int32, the slot of each row's first new token; None where nothing came before them. They then take the
+            first slots and attend to each other, which saves reading the cache.
+          mask: `[B, T, S]` bool over the cache; without a `start`, `[B, T, T]` over the new tokens.
 
         Returns:
           `(x, k_cache, v_cache)`, shapes and dtypes as given.
         """
         if kernels.for_policy(self.policy) == "cpu":
+            start = jnp.zeros(x.shape[0], jnp.int32) if start is None else start
             x, (k_cache,), (v_cache,) = calls.decoder_layers(
                 x, rope, (k_cache,), (v_cache,), start, (self.weights(),), self.input_layernorm.eps
             )

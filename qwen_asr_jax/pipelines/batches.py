@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 MAX_BATCH_SIZE = 256
 MAX_AUDIO_WORKERS = 64
 AUDIO_WORKERS_HELP = (
-    "Threads that read audio ahead; 0 for none; by default none at a batch size of 1, else up to one per core."
+    "Threads that read audio ahead; 0 for none; by default none at a batch size of 1, else one per core but one, at most 16."
 )
 
 _GROUP_BATCHES = 4

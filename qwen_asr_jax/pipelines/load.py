@@ -49,12 +49,12 @@ def load_model(
       policy: `fp32`, `bf16`, `fp16`, `int8` or `int8_all`, or a `Policy`.
       backend: `auto`, `cpu` or `gpu`.
       threads: CPU threads; 0 for the physical cores.
-      implementation: `xla`, `cpu` (native kernels), or `auto` for what the policy says: unless it names one, native kernels
-        where they are available. What that came to is in the model's `engine.policy`.
+      implementation: `xla`, `cpu` or `cuda` (native kernels), or `auto` for what the policy says: unless it names one, native
+        kernels on a CPU where they are available. What that came to is in the model's `engine.policy`.
       memory_fraction: most of a GPU's memory that the process may take, up to 1; 0 for XLA's own choice, three quarters. It is
         taken as needed. Refused on a CPU.
       options: shapes that the engine rounds to; None for the platform's defaults.
-      batch_size: clips at once, of `PLANNED_S` seconds each, that the device must have memory for.
+      batch_size: clips at once that memory is planned for, of `PLANNED_S` seconds each.
       on_plan: told how much that will be, before anything is loaded.
 
     Returns:
@@ -64,8 +64,8 @@ def load_model(
     Raises:
       CheckpointError: the directory, its weights or its tokenizer cannot be used, or it holds no transcription model.
       UsageError: unknown policy or backend, or a number that makes no sense.
-      BackendError: the backend or the kernels are not there, the device has too little memory, or JAX was started differently
-        before.
+      BackendError: the backend or the kernels are not there, the device has too little memory for one clip of that length, or
+        JAX was started differently before.
     """
     policy = get_policy(policy)
     if implementation != "auto":
@@ -84,7 +84,8 @@ def load_model(
         plan = opened.plan(PLANNED_S, batch_size)
         if on_plan is not None:
             on_plan(plan)
-        plan.check()
+        if not plan.fits:  # batches that do not fit are run in parts, but one clip must
+            opened.plan(PLANNED_S, 1).check()
     checkpoint = load_checkpoint(opened.path, opened.config, opened.policy)
     engine = Engine(checkpoint, opened.policy, opened.buckets, screen_head=opened.options.screen_head)
     warnings = check_model(opened.path, engine, opened.tokenizer) if casts_to_float16(opened.policy) else ()
@@ -125,9 +126,10 @@ class OpenedModel:
         prompt = len(build_prompt(self.tokenizer, 0).ids)
         return Workload(seconds, rows, prompt, new_tokens or default_max_new_tokens(seconds))
 
-    def plan(self, seconds: float, rows: int) -> MemoryPlan:
+    def plan(self, seconds: float, rows: int, new_tokens: int = 0) -> MemoryPlan:
         """What such a workload needs of the device's memory."""
-        return plan_memory(self.config, self.policy, self.buckets, self.workload(seconds, rows), device_limit())
+        workload = self.workload(seconds, rows, new_tokens)
+        return plan_memory(self.config, self.policy, self.buckets, workload, device_limit())
 
 
 def open_model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import pathlib
@@ -17,9 +16,10 @@ from qwen_asr_jax.audio.frames import SAMPLE_RATE, num_audio_tokens, num_frames
 from qwen_asr_jax.audio.read import Waveform
 from qwen_asr_jax.engine.engine import Engine
 from qwen_asr_jax.engine.verbs import NO_TOKEN
-from qwen_asr_jax.errors import AudioTooLongError, QwenASRError, UsageError
+from qwen_asr_jax.errors import AudioTooLongError, BackendError, QwenASRError, UsageError
 from qwen_asr_jax.pipelines.batches import check_batching, group_size, groups
 from qwen_asr_jax.pipelines.health import overflow_remedy
+from qwen_asr_jax.pipelines.job import Job, plan_of
 from qwen_asr_jax.pipelines.result import Timings, Transcription
 from qwen_asr_jax.pipelines.stage_clock import StageClock
 from qwen_asr_jax.text.languages import resolve_language
@@ -36,23 +36,6 @@ _TOKENS_PER_SECOND = 4.0  # rough speech rate, for progress estimates only
 def default_max_new_tokens(seconds: float) -> int:
     """Token budget for a clip: `min(4096, 64 + 16 * seconds)`, several times what fast speech needs."""
     return min(4096, 64 + 16 * math.ceil(seconds))
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One clip, ready to run.
-
-    Attributes:
-      waveform: its samples.
-      load_ms: milliseconds that reading it took.
-      prompt: what the model is asked.
-      budget: most tokens to choose.
-    """
-
-    waveform: Waveform
-    load_ms: float
-    prompt: Prompt
-    budget: int
 
 
 class QwenASR:
@@ -280,9 +263,19 @@ class QwenASR:
         on_text: Callable[[str], None] | None = None,
         on_share: Callable[[float], None] | None = None,
     ) -> list[Transcription | QwenASRError]:
-        """Runs one batch through all stages; running out of memory is an error of its inputs, not of the whole run."""
+        """Runs one batch through all stages, in halves where the device has no memory for all of it at once.
+
+        Running out of memory is an error of the batch's inputs, not of the whole run.
+        """
+        plan = plan_of(self.engine, jobs)
+        if not plan.fits and len(jobs) > 1:
+            half = (len(jobs) + 1) // 2
+            return self._run(jobs[:half], language, on_text, on_share) + self._run(jobs[half:], language, on_text, on_share)
         try:
+            plan.check()
             return self._run_stages(jobs, language, on_text, on_share)
+        except BackendError as e:
+            return [QwenASRError(f"{job.waveform.name}: {e}") for job in jobs]
         except (jax.errors.JaxRuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise
@@ -298,20 +291,22 @@ class QwenASR:
     ) -> list[Transcription | QwenASRError]:
         engine = self.engine
         clock = StageClock()
-        # All is enqueued before anything is waited for: the device goes from stage to stage without the host.
+        # Every stage is enqueued before the one in front of it is waited for: the device goes on without the host. Spectra
+        # are given up before the prompt takes its memory.
         with clock.stage("mel"):
             mel = engine.log_mel([job.waveform.samples for job in jobs])
         with clock.stage("encode"):
             features = engine.encode(mel, [job.prompt.num_audio_tokens for job in jobs])
-        with clock.stage("prefill"):
-            state = engine.prefill([job.prompt for job in jobs], features, [job.budget for job in jobs])
         with clock.stage("mel"):
             jax.block_until_ready(mel)
+            del mel
+        with clock.stage("prefill"):
+            state = engine.prefill([job.prompt for job in jobs], features, [job.budget for job in jobs])
         with clock.stage("encode"):
             jax.block_until_ready(features)
+            del features
         with clock.stage("prefill"):
             first, done, finite = map(np.array, (state.token, state.done, state.finite))
-        del mel, features
         rows = [[int(token)] for token in first[: len(jobs)]]
         ttft_ms = clock.total()
         expected = sum(8 + _TOKENS_PER_SECOND * job.waveform.duration_s for job in jobs)

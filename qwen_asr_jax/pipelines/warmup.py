@@ -42,7 +42,7 @@ def warm_up(
     on_start: Callable[[int], None] = lambda _: None,
     on_done: Callable[[Compiled], None] = lambda _: None,
 ) -> WarmUp:
-    """Compiles for clips of these lengths in batches of these sizes; the results stay in the persistent cache.
+    """Compiles for clips of exactly these lengths in batches of these sizes; the results stay in the persistent cache.
 
     Args:
       lengths: seconds.
@@ -57,7 +57,7 @@ def warm_up(
     """
     if not runtime.keeps_programs():
         raise OutputError(f"compiled programs cannot be kept in {runtime.cache_dir()}: it cannot be written; see BUILD.md")
-    opened.plan(max(lengths), max(batch_sizes)).check()
+    opened.plan(max(lengths), max(batch_sizes), new_tokens).check()
     workloads = [opened.workload(length, size, new_tokens) for size in batch_sizes for length in lengths]
     found = programs(opened.config, opened.policy, opened.buckets, workloads, screen_head=opened.options.screen_head)
     on_start(len(found))

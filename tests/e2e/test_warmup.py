@@ -33,7 +33,7 @@ def test_after_a_warm_up_nothing_is_compiled(tiny_original, tmp_path):
     flags = [f"--model_dir={tiny_original}", "--policy=fp32"]
     done = script("warmup", *flags, "--buckets=1", "--max_new_tokens=4", **cache)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^prefill 1x\d+ 1 rows, 256 slots +[\d.]+ +[\d.]+$", done.stdout, re.M)
+    assert re.search(r"^prefill 1x\d+ 1 rows, 256 slots from scratch +[\d.]+ +[\d.]+$", done.stdout, re.M)
     (ready, there) = re.search(r"^(\d+) programs ready in [\d.]+ s, (\d+) of them read from", done.stdout, re.M).groups()
     assert int(ready) >= 6
     assert there == "0"
@@ -47,12 +47,21 @@ def test_after_a_warm_up_nothing_is_compiled(tiny_original, tmp_path):
     assert f", {ready} of them read from" in again
 
 
+def test_a_cache_that_cannot_be_written_is_refused(tiny_original, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = script("warmup", f"--model_dir={tiny_original}", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "cache"))
+    assert done.returncode == 1
+    assert "compiled programs cannot be kept in" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     "flag, message",
     [
         ("--buckets=ten", "--buckets must be numbers from 0.01 to 3600, got 'ten'"),
         ("--buckets=", "--buckets must be numbers from 0.01 to 3600, got ''"),
         ("--buckets=0", "--buckets must be numbers from 0.01 to 3600, got '0'"),
+        ("--buckets=30-1", "--buckets must be numbers from 0.01 to 3600, got '30-1'"),
+        ("--model_dir=", "--model_dir is empty"),
         ("--batch_sizes=1,257", "--batch_sizes must be whole numbers from 1 to 256, got '1,257'"),
         ("clip.wav", "unexpected argument 'clip.wav'"),
     ],

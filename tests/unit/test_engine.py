@@ -270,3 +270,38 @@ def test_one_compiled_loop_runs_again_with_other_inputs(model, steps_per_check):
         assert len(found) == budget
         wanted = model.transcribe(samples, max_new_tokens=budget).tokens
         assert tuple(found[: len(wanted)]) == wanted
+
+
+def test_a_broken_row_does_not_reach_the_next_batch_through_a_smaller_one(model):
+    """Its cache holds NaN, which no mask hides; a batch that shrinks must not take it along unmarked."""
+    other = with_buckets(model, decode_chunk=4)
+    engine, prefill = other.engine, other.engine.prefill
+    clips = [synthetic(1.0 + 0.1 * i, i) for i in range(8)]
+    jobs = [other.prepare(clip, max_new_tokens=n) for clip, n in zip(clips, [2, 2, 24, 2, 2, 2, 2, 2], strict=True)]
+
+    def broken(prompts, features, *args, **options):
+        flat = features.arrays[0].reshape(-1, features.arrays[0].shape[-1]).at[: features.first[1]].set(jnp.nan)
+        arrays = (flat.reshape(features.arrays[0].shape), *features.arrays[1:])
+        return prefill(prompts, dataclasses.replace(features, arrays=arrays), *args, **options)
+
+    engine.prefill = broken
+    first, *others = other._run(jobs, None)
+    engine.prefill = prefill
+    assert isinstance(first, QwenASRError)
+    assert [r.tokens for r in others] == [
+        model.transcribe(clip, max_new_tokens=job.budget).tokens for clip, job in zip(clips[1:], jobs[1:], strict=True)
+    ]
+    for state in engine._spare.values():
+        assert all(bool(jnp.isfinite(cache).all()) for cache in state.k_cache)
+    again = [other.prepare(clip, max_new_tokens=24) for clip in clips[:2]]
+    assert [r.tokens for r in other._run(again, None)] == [
+        model.transcribe(clip, max_new_tokens=24).tokens for clip in clips[:2]
+    ]
+
+
+def test_rows_of_a_smaller_state_keep_their_marks(model):
+    engine = model.engine
+    state = engine._state(4, 256)
+    state = dataclasses.replace(state, finite=jnp.asarray([False, True, True, True]))
+    assert verbs.select(state, np.asarray([0]), np.asarray([True])).finite.tolist() == [False]
+    assert verbs.select(state, np.asarray([1]), np.asarray([True])).done.tolist() == [True]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 import re
 
 import jax
@@ -62,11 +61,11 @@ def decode_text(gpu, rows=1, steps_per_check=BUCKETS.steps_per_check):
     return lowered(verbs.decode, *args, chunk=32, steps_per_check=steps_per_check)
 
 
-def prefill_text(gpu, rows=1, first=True, rows_at_once=0):
+def prefill_text(gpu, rows=1, first=True, rows_at_once=0, time=192):
     policy, _, decoder, params = gpu
     state = jax.eval_shape(lambda: new_state(CONFIG.text, policy, rows, SLOTS))
     args = (
-        shape((rows, 192, CONFIG.text.embed_dim), jnp.float32),
+        shape((rows, time, CONFIG.text.embed_dim), jnp.float32),
         shape((rows,), INT),
         shape((rows,), INT),
         shape((2,), INT),
@@ -165,13 +164,20 @@ def test_the_cache_is_donated_and_written_without_a_launch_per_row(gpu, rows):
     assert updates == ((2, 0) if rows == 1 else (0, 2))
 
 
-def test_a_prompt_into_an_empty_cache_is_one_update_for_all_rows(gpu):
-    text = prefill_text(gpu, rows=8)
-    layer = layer_of(text)
+@pytest.mark.parametrize("time", [192, SLOTS])
+def test_a_prompt_into_an_empty_cache_is_one_update_for_all_rows(gpu, time):
+    """Also one that fills the cache, as 30 s do."""
+    layer = layer_of(prefill_text(gpu, rows=8, time=time))
     assert layer.count("dynamic_update_slice") == 2
     assert "scatter" not in layer
-    scores = [math.prod(map(int, dims.split("x"))) for dims, _ in TENSOR.findall(layer)]
-    assert max(scores) < 8 * CONFIG.text.num_heads * 192 * SLOTS  # attention among the new tokens alone
+    assert f"tensor<64x{2 * time}x{time}xf32>" in layer  # scores: attention among the new tokens alone
+    assert time == SLOTS or f"x{SLOTS}xf32>" not in layer
+
+
+def test_later_blocks_of_a_prompt_attend_to_the_cache(gpu):
+    layer = layer_of(prefill_text(gpu, rows=8, first=False))
+    assert layer.count('"stablehlo.scatter"') == 2
+    assert f"tensor<64x{2 * 192}x{SLOTS}xf32>" in layer
 
 
 def test_rows_of_a_large_batch_go_through_the_prompt_in_groups(gpu):

@@ -59,11 +59,12 @@ def check_decoder_layer(config, policy, start, time, slots, over_cache=True, bat
     """
     xla, native = both(lambda **kw: DecoderLayer(config, **kw), policy)
     x, rope, *caches, start, mask = decoder_case(config, policy, start, time, slots, over_cache)
-    wanted = [np.asarray(each) for each in xla(x, rope, *caches, start, mask)]
+    wanted = [np.asarray(each) for each in xla(x, rope, *caches, start if over_cache else None, mask)]
     for n in batches or [len(start)]:
         heads = n * config.num_kv_heads
         given = [cache[:heads] for cache in caches]
-        out, *updated = native(x[:n], [each[:n] for each in rope], *given, start[:n], mask[:n])
+        begin = start[:n] if over_cache else None
+        out, *updated = native(x[:n], [each[:n] for each in rope], *given, begin, mask[:n])
         assert_close(out - x[:n], wanted[0][:n] - x[:n], policy)  # the residual hides nothing
         written = (np.arange(slots) >= start[:n, None]) & (np.arange(slots) < start[:n, None] + time)
         written = np.repeat(written, config.num_kv_heads, axis=0)

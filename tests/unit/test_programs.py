@@ -1,4 +1,4 @@
-"""The list of programs: exactly what the engine then runs, and what a persistent cache then holds."""
+"""The list of programs: all that the engine then runs, and what a persistent cache then holds."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ class _Watched(Engine):
     """An engine that notes its calls under the same keys as the onlooker, and makes them."""
 
     def _call(self, verb, *args, **options):
-        jax.eval_shape(lambda: None)
         self.calls = getattr(self, "calls", set())
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if hasattr(x, "dtype") else x, (args, options)
@@ -52,6 +51,10 @@ def test_all_that_runs_was_on_the_list(model, shapes, seconds, rows):
     QwenASR(watched, model.tokenizer, "watched", 0.0).transcribe(clips, max_new_tokens=30)
     assert {name for name, *_ in watched.calls} >= {"log_mel", "encode", "embed", "prefill", "decode"}
     assert watched.calls <= listed
+    longest = prompt + engine.num_audio_tokens(round(seconds * 16000)) + 30
+    for program in onlooker.seen.values():
+        if program.name.startswith("grow"):
+            assert int(program.name.split()[1].split("x")[1]) <= longest  # no cache that has room grows
 
 
 def test_names_tell_programs_apart():
@@ -61,9 +64,18 @@ def test_names_tell_programs_apart():
         found = [program.name for program in programs(MODELS["0.6b"], policy, default_buckets("gpu"), workloads)]
     assert len(found) == len(set(found))
     assert "decode 64 rows, 512 slots" in found
-    assert "grow 512x512" in found
+    assert "grow 512x512 to 1024 slots" in found
     assert "decode 16 rows, 1024 slots" in found
+    assert "grow 128x1024 to 2048 slots" not in found
     assert "decode 1 rows, 256 slots" in found
+
+
+@pytest.mark.parametrize("workload", [Workload(400, 1, 15, 100), Workload(30, 20, 15, 90), Workload(9, 70, 15, 90)])
+def test_names_differ_for_prompts_in_blocks_and_clips_in_groups(workload):
+    with runtime.lowering_for("gpu"):
+        policy = with_chosen_kernels(PRESETS["bf16"])
+        found = [program.name for program in programs(MODELS["0.6b"], policy, default_buckets("gpu"), [workload])]
+    assert len(found) == len(set(found)), found
 
 
 def test_compiling_beside_each_other(model):
