@@ -29,7 +29,10 @@ def main(argv: Sequence[str]) -> int:
     """Prints both tables; the exit status says whether the kernels were right."""
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}; usage: cuda_kernels.py --model=0.6b")
-    runtime.configure("gpu")
+    try:
+        runtime.configure("gpu")
+    except BackendError as e:
+        raise BackendError(str(e).replace(", or use --backend=cpu", "")) from None
 
     from qwen_asr_jax.bench.cuda_kernels import Case, deviation, step_ms
     from qwen_asr_jax.checkpoint.random_checkpoint import MODELS

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from qwen_asr_jax import cli
-from qwen_asr_jax.bench.gpu import page
+from qwen_asr_jax.bench.gpu import device, page
 from qwen_asr_jax.bench.gpu.conductor import TIME_LIMIT_S, Conductor
 from qwen_asr_jax.bench.gpu.follower import Follower
 from qwen_asr_jax.bench.gpu.plan import SECTIONS, make_plan
@@ -42,6 +42,7 @@ flags.DEFINE_string(
     "work_dir", None, "Keep checkpoints and compiled programs there for the next time; else nothing is kept."
 )
 flags.DEFINE_bool("rewrite", False, "Only write the page again.")
+flags.DEFINE_bool("any_device", False, "Measure what JAX runs on, also where no GPU is seen.")
 FLAGS = flags.FLAGS
 
 
@@ -50,6 +51,8 @@ def main(argv: Sequence[str]) -> int:
     if argv or not FLAGS.output:
         raise UsageError("usage: gpu_report.py --output=DIR")
     plan = make_plan(FLAGS.sections, FLAGS.quick)
+    if not (FLAGS.quick or FLAGS.rewrite or FLAGS.any_device):
+        device.check_gpu()
     output = pathlib.Path(FLAGS.output).expanduser()
     if FLAGS.rewrite:
         if not (output / RESULTS).exists():
@@ -67,12 +70,13 @@ def main(argv: Sequence[str]) -> int:
             folder = writable_directory(pathlib.Path(FLAGS.work_dir).expanduser().absolute())
         else:
             folder = stack.enter_context(scratch_directory())
+        say(f"{len(plan.steps)} steps, about {plan.expected_s:.0f} s on an H200 that has compiled nothing, best ones first")
         conductor = Conductor(plan, output.absolute(), folder, FLAGS.time_limit_s, FLAGS.quick, say)
         stack.enter_context(Follower(output, say))
         interrupted = end_at_signals(conductor)
         well = conductor.run()
     took_s = time.monotonic() - begun
-    remarks = [f"{len(plan.steps)} steps in {took_s:.0f} s, of {FLAGS.time_limit_s:.0f} allowed."]
+    remarks = [f"{conductor.done} of {len(plan.steps)} steps in {took_s:.0f} s, of {FLAGS.time_limit_s:.0f} allowed."]
     if FLAGS.quick:
         remarks.append("**A quick run: tiny shapes, one run of each. It checks the report; its figures mean nothing.**")
     if interrupted:
@@ -85,7 +89,7 @@ def main(argv: Sequence[str]) -> int:
 
 def finish(output: pathlib.Path, remarks: Sequence[str]) -> int:
     """Writes the page and returns the exit status that its files deserve."""
-    findings = page.write_page(output, FLAGS.sections, remarks)
+    findings = page.write_page(output, FLAGS.sections, remarks, quick=FLAGS.quick)
     gaps = findings.gaps()
     counts = f"{len(findings.measurements)} measurements, {len(findings.records)} records, {len(gaps)} missing"
     cli.warn(f"{output / page.PAGE}: {counts}")

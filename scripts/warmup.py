@@ -4,8 +4,9 @@
 
 Needs a model's config.json and tokenizer, not its weights. Programs are compiled beside each other and kept in the compilation
 cache (BUILD.md says where), from which every later process reads them, as long as jaxlib, device, flags and geometry stay the
-same. Printed: each program, how long it took and what memory it needs besides its arguments; how long all took, and how long
-reading them back takes. Exit status: 0 done, 1 something failed, 2 wrong usage, 130 interrupted.
+same. What loading runs, the probe of a float16 model for one, is not among them. Printed: each program, how long it took and
+what memory it needs besides its arguments; how long all took, and how long reading them back takes. Exit status: 0 done, 1
+something failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -44,18 +45,19 @@ def numbers(name: str, kind: type, least: float, most: float) -> list:
       UsageError: there are none, or one is no such number.
     """
     found: list = []
-    try:
-        for each in FLAGS[name].value:
-            first, _, last = each.partition("-")
+    for each in FLAGS[name].value:
+        first, _, last = each.partition("-")
+        try:
             if kind is int or not last:
                 found.append(kind(each))
-            elif least <= float(first) <= float(last) <= most:
-                steps = int((float(last) - float(first)) / STEP_S)
-                found += [float(first) + STEP_S * i for i in range(steps + 1)] + [float(last)]
-            else:
-                found.append(most + 1)  # refused below
-    except ValueError:
-        found = []
+                continue
+            begin, end = float(first), float(last)
+        except ValueError:
+            found.append(most + 1)  # refused below
+            continue
+        if not least <= begin <= end <= most:
+            raise UsageError(f"--{name}: {each!r} is no range from {least:g} to {most:g}, the shorter length first")
+        found += [begin + STEP_S * i for i in range(int((end - begin) / STEP_S) + 1)] + [end]
     found = sorted(set(found))
     if not found or not least <= found[0] <= found[-1] <= most:
         what = "whole numbers" if kind is int else "numbers"

@@ -198,6 +198,8 @@ def find_model(model_dir: str | os.PathLike[str]) -> pathlib.Path:
     if exists:
         raise CheckpointError(f"{path}: is a file; model_dir must be the directory that holds config.json")
     name = os.fspath(model_dir)
+    if name.startswith("random:"):
+        raise CheckpointError(f"{name}: is known to bench.py alone; scripts/make_checkpoint.py writes such a model to disk")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise CheckpointError(
             f"{path}: no such directory; get a model with: hf download Qwen/Qwen3-ASR-0.6B --local-dir {path}"

@@ -67,6 +67,7 @@ class Reporter:
             bar_format="{desc} |{bar}| {n:.0f}/{total:.0f} s of audio, {elapsed} gone, {remaining} left",
         )
         self._shown = 0
+        self._begun, self._done_s = time.perf_counter(), 0.0
         if verbose:
             policy = model.engine.policy
             warn(
@@ -98,6 +99,7 @@ class Reporter:
         if not isinstance(result, QwenASRError):
             try:
                 self._show_result(target, result)
+                self._done_s += result.duration
             except OutputError as e:
                 result = e
         if isinstance(result, QwenASRError):
@@ -137,9 +139,10 @@ class Reporter:
             f"load {t.load_audio_ms:.0f}, mel {t.mel_ms:.0f}, encode {t.encode_ms:.0f}, prefill {t.prefill_ms:.0f},"
             f" decode {t.decode_ms:.0f} ({len(result.tokens)} tokens)"
         )
+        together = f" (a batch of {result.batch_size})" if result.batch_size > 1 else ""
         lines = (
-            f"{result.name}: {result.duration:.2f} s of audio in {t.total_ms:.0f} ms, first token after {t.ttft_ms:.0f} ms,"
-            f" RTF {result.rtf:.4f}, RTFx {result.rtfx:.2f}; ms: {stages}"
+            f"{result.name}: {result.duration:.2f} s of audio in {t.total_ms:.0f} ms{together}, first token after"
+            f" {t.ttft_ms:.0f} ms, RTF {result.rtf:.4f}, RTFx {result.rtfx:.2f}; ms: {stages}"
         )
         if self._shown == 1:
             first_token_s = time.perf_counter() - STARTED - (t.total_ms - t.ttft_ms) / 1e3
@@ -152,6 +155,12 @@ class Reporter:
     def finish(self) -> int:
         """Closes the bar, names what failed, and returns the exit status."""
         self._bar.close()
+        if self._verbose and self._shown > 1:
+            wall_s = time.perf_counter() - self._begun
+            warn(
+                f"{self._shown} inputs, {self._done_s:.1f} s of audio in {wall_s:.2f} s, RTFx {self._done_s / wall_s:.1f},"
+                " compiling included"
+            )
         if self._verbose and (peak := runtime.device_memory("peak_bytes_in_use")):
             warn(f"most memory in use on the device: {peak / 1e9:.2f} GB")
         if self._failed and self._count > 1:

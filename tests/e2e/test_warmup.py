@@ -60,7 +60,7 @@ def test_a_cache_that_cannot_be_written_is_refused(tiny_original, tmp_path):
         ("--buckets=ten", "--buckets must be numbers from 0.01 to 3600, got 'ten'"),
         ("--buckets=", "--buckets must be numbers from 0.01 to 3600, got ''"),
         ("--buckets=0", "--buckets must be numbers from 0.01 to 3600, got '0'"),
-        ("--buckets=30-1", "--buckets must be numbers from 0.01 to 3600, got '30-1'"),
+        ("--buckets=30-1", "--buckets: '30-1' is no range from 0.01 to 3600, the shorter length first"),
         ("--model_dir=", "--model_dir is empty"),
         ("--batch_sizes=1,257", "--batch_sizes must be whole numbers from 1 to 256, got '1,257'"),
         ("clip.wav", "unexpected argument 'clip.wav'"),

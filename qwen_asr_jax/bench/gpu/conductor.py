@@ -67,6 +67,7 @@ class Conductor:
 
     def __post_init__(self) -> None:
         self._begun = time.monotonic()
+        self.done = 0  # steps that ended well
         self._interrupted = threading.Event()
         self._over = threading.Event()
         self._prepared: dict[str, str | None] = {}
@@ -87,6 +88,7 @@ class Conductor:
             steps = self._next(waiting)
             waiting = [step for step in waiting if step not in steps]
             for step, error in self._run_beside(steps):
+                self.done += error is None
                 well &= self._account(step, error)
         self._over.set()
         processes.end_all()  # a preparation that nothing waits for any more

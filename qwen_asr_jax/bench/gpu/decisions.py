@@ -126,10 +126,11 @@ def _loop(findings: Findings, preset: str) -> Iterator[str]:
     plain = [each for each in right if not each.setting("variant") and each.setting("implementation") == "auto"]
     if not plain:
         return
-    first = _ms(plain[0])
-    yield from _gap(findings, preset, plain[0])
+    first, best = _ms(plain[0]), min(plain, key=_ms)
+    profiled = [each for each in (best, plain[0]) if findings.select("loop", "profile", **each.settings)]
+    if profiled:
+        yield from _gap(findings, preset, profiled[0])
     if len(plain) > 1:
-        best = min(plain, key=_ms)
         check = best.setting("steps_per_check")
         gain = "looking less often gains nothing"
         if check != 1:

@@ -6,6 +6,7 @@ from qwen_asr_jax.bench import memory
 from qwen_asr_jax.bench.cost import tree_bytes
 from qwen_asr_jax.bench.gpu import checkpoints, sound
 from qwen_asr_jax.bench.gpu.sheet import Sheet
+from qwen_asr_jax.engine.memory_plan import MemoryPlan
 from qwen_asr_jax.errors import BackendError
 from qwen_asr_jax.pipelines.load import load_model
 from qwen_asr_jax.pipelines.offline import QwenASR
@@ -15,8 +16,9 @@ def run(sheet: Sheet) -> None:
     """Measures one model; `settings`: `preset`, `policy`, `implementation`, `compiled_before`."""
     given = dict(sheet.settings)
     path = checkpoints.model_dir(sheet.folder, given["preset"])
+    plans: list[MemoryPlan] = []
     try:
-        model = load_model(path, given["policy"], implementation=given["implementation"])
+        model = load_model(path, given["policy"], implementation=given["implementation"], on_plan=plans.append)
     except BackendError as e:
         sheet.unavailable("memory", given, str(e))
         return
@@ -25,7 +27,8 @@ def run(sheet: Sheet) -> None:
 
     def transcribe() -> dict[str, float]:
         model.transcribe(clip, max_new_tokens=4 if sheet.quick else 90)
-        return peaks(model) | {f"{name}_temp_bytes": float(size) for name, size in memory.temp_bytes().items()}
+        planned = {"planned_bytes": float(plans[0].total)}
+        return planned | peaks(model) | {f"{name}_temp_bytes": float(size) for name, size in memory.temp_bytes().items()}
 
     sheet.measure("transcribed", given, transcribe)
 

@@ -17,13 +17,18 @@ from qwen_asr_jax.files import write_bytes, write_text
 
 PAGE = "README.md"
 
+_UNDECIDED = " (of a quick run: nothing, these lines only show that they are written)"
 
-def write_page(folder: pathlib.Path, sections: Sequence[str] = (), remarks: Sequence[str] = ()) -> Findings:
+
+def write_page(
+    folder: pathlib.Path, sections: Sequence[str] = (), remarks: Sequence[str] = (), *, quick: bool = False
+) -> Findings:
     """Writes the page and its plots from the files in the folder, and returns what these hold.
 
     Args:
       sections: those that were asked for; all for none.
       remarks: lines about the run, for the page's top.
+      quick: nothing was measured that anything could be decided by.
 
     Raises:
       OutputError: something cannot be written.
@@ -32,7 +37,7 @@ def write_page(folder: pathlib.Path, sections: Sequence[str] = (), remarks: Sequ
     images = pictures.draw(findings)
     for name, data in (images or {}).items():
         write_bytes(folder / name, data)
-    write_text(folder / PAGE, to_markdown(findings, images, sections, remarks))
+    write_text(folder / PAGE, to_markdown(findings, images, sections, remarks, quick=quick))
     return findings
 
 
@@ -41,6 +46,8 @@ def to_markdown(
     images: Mapping[str, bytes] | None,
     sections: Sequence[str] = (),
     remarks: Sequence[str] = (),
+    *,
+    quick: bool = False,
 ) -> str:
     """The whole page."""
     parts = [
@@ -51,8 +58,8 @@ def to_markdown(
         " the bench's workloads (`scripts/report.py` reads them). Of several runs the median, where it does not say otherwise."
         " A floor is the least time that the bytes and operations of the work allow at the rates measured here.",
         plots.HOW_TO_GET.capitalize() + "." if images is None else "",
-        _titled("Targets", _targets(findings, images)),
-        _titled("What to decide", decisions.as_list(decisions.decisions(findings))),
+        _titled("Targets" + _UNDECIDED * quick, _targets(findings, images)),
+        _titled("What to decide" + _UNDECIDED * quick, decisions.as_list(decisions.decisions(findings))),
         *[
             _titled(title, _section(name, findings, images))
             for name, title in SECTIONS.items()
@@ -96,6 +103,11 @@ def _header(findings: Findings) -> str:
 def _targets(findings: Findings, images: Mapping[str, bytes] | None) -> str:
     rows = [bar.cells(bars.is_h200(findings.device)) for bar in bars.bars(findings)]
     text = tables.plain_table(rows, bars.HEADERS, left=["what", "", "measured as"])
+    if (rates := findings.rates) is not None:
+        text += (
+            f"\n\nFloors and fractions are by {digits(rates.read_gb_s)} GB/s, the best read anywhere in these files, and"
+            f" {digits(rates.bf16_gflop_s / 1e3)} TFLOP/s in bf16."
+        )
     if not bars.is_h200(findings.device):
         text += "\n\nThe targets are an H200's; here they are met where the fraction of the floor is."
     return text + _image("targets.png", images)

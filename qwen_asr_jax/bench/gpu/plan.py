@@ -43,8 +43,9 @@ MATVEC_FLAGS = {
 }
 """XLA's flags by the name of the variant. Where jaxlib does not know one, it ends the step's process, and no other."""
 
-CHECKS = (1, 4, 16, 8, 32)
-"""Values of the engine's `steps_per_check`; the first is the plain loop, whose tokens the others must choose."""
+CHECKS = (1, 2, 4, 16, 8, 32)
+"""Values of the engine's `steps_per_check`: first the plain loop, whose tokens the others must choose, then what the engine
+takes."""
 
 FORCED_STEPS = 24
 
@@ -88,6 +89,15 @@ class Plan:
 
     steps: Sequence[Step]
     preparations: Sequence[Step]
+
+    @property
+    def expected_s(self) -> float:
+        """How long all steps take, by the estimates; those beside each other as long as the longest."""
+        groups: dict[str, float] = {}
+        for step in self.steps:
+            key = step.beside or step.name
+            groups[key] = max(groups.get(key, 0.0), step.expected_s)
+        return sum(groups.values())
 
 
 def make_plan(sections: Sequence[str], quick: bool) -> Plan:
@@ -211,18 +221,18 @@ def _full_steps() -> list[Step]:
         Step("machine", "machine", {"presets": both}, 25),
         _loop("0.6b", CHECKS[:3], 40),
         *[_loop("0.6b", CHECKS[:1], 20, implementation=name) for name in _GPU_KERNELS],
-        variants[0],
         _workloads("workloads 0.6b", "0.6b", _STAGES, 50),
-        *[_workloads(f"workloads 0.6b {name}", "0.6b", _STAGES[:2], 40, kernels=name) for name in _GPU_KERNELS],
         Step("matvec", "matvec", {"presets": both}, 50),
         *_parity("0.6b", list(PRESETS), ["xla", *_GPU_KERNELS], 60),
         _workloads("batch 0.6b 128", "0.6b", [_batch(128, 0.0)], 40),
-        _loop("1.7b", CHECKS[:2], 30),
-        _workloads("workloads 1.7b", "1.7b", _STAGES, 50),
-        *[_workloads(f"workloads 1.7b {name}", "1.7b", _STAGES[:2], 45, kernels=name) for name in _GPU_KERNELS],
         *_memory([("0.6b", "fp32"), ("0.6b", "bf16"), ("0.6b", "fp16"), ("0.6b", "int8"), ("1.7b", "bf16")]),
-        *variants[1:],
+        _workloads("workloads 1.7b", "1.7b", _STAGES, 50),
         _workloads("batch 1.7b 128", "1.7b", [_batch(128, 0.0)], 45),
+        variants[0],
+        _loop("1.7b", CHECKS[:2], 30),
+        *[_workloads(f"workloads 0.6b {name}", "0.6b", _STAGES[:2], 40, kernels=name) for name in _GPU_KERNELS],
+        *[_workloads(f"workloads 1.7b {name}", "1.7b", _STAGES[:2], 45, kernels=name) for name in _GPU_KERNELS],
+        *variants[1:],
         Step("conv", "conv", {"preset": "0.6b"}, 40),
         Step("start 0.6b", "compile", {"preset": "0.6b", "policy": "bf16"}, 50, ("checkpoint 0.6b",)),
         *[

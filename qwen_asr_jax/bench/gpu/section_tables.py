@@ -155,7 +155,7 @@ def _loop(findings: Findings) -> str:
 
     def gap(each: Measurement) -> str:
         busy, ms = profiled(each).get("kernel_ms_per_step"), each.figure("ms_per_token_at_158")
-        return percent(None if busy is None or not ms else 1 - busy / ms)
+        return percent(None if busy is None or not ms or busy > ms else 1 - busy / ms)  # a trace may slow kernels down
 
     def of_floor(each: Measurement) -> str:
         ms, floor = each.figure("ms_per_token_at_158"), floors.get(str(each.setting("preset")))
@@ -237,6 +237,7 @@ def _memory(findings: Findings) -> str:
         "weights, MB": _figure("weight_bytes", 1e-6),
         "device peak, loaded": after_loading,
         "transcribed": _figure("device_peak_bytes_in_use", 1e-6),
+        "planned (30 s)": _figure("planned_bytes", 1e-6),
         "host peak": _figure("peak_rss_bytes", 1e-6),
         **{
             f"scratch of {verb}": _figure(f"{verb}_temp_bytes", 1e-6)
