@@ -118,7 +118,8 @@ def build_gpu(cxx: list[str], flags: list[str]) -> pathlib.Path:
     if not program.exists():
         own = [GPU / f"{name}.cc" for name in (*EMULATOR, *GPU_CASES, "main")]
         sources = [*own, *(HERE / f"{name}.cc" for name in ("reference", "testing", "values")), kernels / "launch.cc"]
-        jobs = [*((source, source.stem, []) for source in sources), *instances(shapes, shapes.DECODERS, shapes.HEADS)]
+        wanted = (shapes.SANITIZED_DECODERS, shapes.SANITIZED_HEADS) if flags else (shapes.DECODERS, shapes.HEADS)
+        jobs = [*((source, source.stem, []) for source in sources), *instances(shapes, *wanted)]
         objects = compile_jobs(setup, [*cxx, *gpu_flags(setup), *flags], folder, jobs)
         link(setup, cxx, flags, objects, program)
     return program

@@ -14,7 +14,9 @@ from qwen_asr_jax.errors import BackendError
 def having(monkeypatch, driver, plugin):
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/nvidia-smi" if driver else None)
     monkeypatch.setattr(device.pathlib.Path, "glob", lambda self, pattern: iter(()))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if plugin and name == "jax_cuda13_plugin" else None)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: object() if plugin and name == "jax_cuda13_plugin" else None
+    )
 
 
 @pytest.mark.parametrize(

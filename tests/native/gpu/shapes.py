@@ -30,6 +30,9 @@ HEADS = [
     (I8, 4, 2048, 200),
 ]
 
+SANITIZED_DECODERS, SANITIZED_HEADS = DECODERS[::3], HEADS[::3]
+"""Sanitizers make compiling three times as long. All types, few and many rows and odd sizes are among these."""
+
 _PRESET = (48, 96, 4, 2, 16)  # the random checkpoint `tiny`, with 512 tokens
 
 LIBRARY_DECODERS = [
