@@ -124,10 +124,11 @@ def compare(model: QwenASR, reference: Reference, samples: np.ndarray) -> Row:
     padded = read_audio(samples).samples
     count = engine.num_audio_tokens(len(padded))
     mel = engine.log_mel([padded])
-    encoded = np.asarray(engine.encode(mel, [count]))[0, :count]
+    (features,) = engine.encode(mel, [count]).arrays
+    encoded = np.asarray(features)[0, :count]
     frames = len(padded) // 160
     theirs = reference.features.input_features[0, :, :frames].numpy().T
-    logits = _forced_logits(model, reference, engine.encode(mel, [count]))
+    logits = _forced_logits(model, reference, features)
     result = model.transcribe(samples, max_new_tokens=len(reference.tokens))
     ours = list(result.tokens) + ([] if result.truncated else reference.tokens[len(result.tokens) :])
     return Row(

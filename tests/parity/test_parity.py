@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from qwen_asr_jax import runtime
+from qwen_asr_jax.pipelines.load import load_model
+from qwen_asr_jax.pipelines.run_config import EngineOptions
 from tests.parity.cases import GEOMETRIES, TOKENS, checkpoints, clip, compare, load, references
 
 MEL_BOUND = 1e-4
@@ -31,6 +34,24 @@ def test_fp32_is_token_exact(case, layout):
         assert row.logit_error < LOGIT_BOUND, name
         assert row.tokens_equal, name
         assert len(reference.tokens) == TOKENS or reference.tokens[-1] in model.engine.config.eos_token_ids
+
+
+def test_fp32_as_a_gpu_runs_it_is_token_exact(case):
+    """Fused projections, convolutions in groups, caches that grow; alone and as one batch that is encoded by window."""
+    root, answers = case
+    options = EngineOptions(cache_ahead=4, prefill_tokens=512)
+    with runtime.lowering_for("gpu"):
+        model = load_model(root / "original", "fp32", implementation="xla", options=options)
+        assert model.engine.policy.fused
+        for name, reference in answers.items():
+            row = compare(model, reference, clip(name))
+            assert row.encoder_error < ENCODER_BOUND, name
+            assert row.logit_error < LOGIT_BOUND, name
+            assert row.tokens_equal, name
+        batch = model.transcribe([clip(name) for name in answers], max_new_tokens=TOKENS)
+        ends = model.engine.config.eos_token_ids
+        for result, (name, reference) in zip(batch, answers.items(), strict=True):
+            assert list(result.tokens) == [t for t in reference.tokens if t not in ends][: len(result.tokens)], name
 
 
 @pytest.mark.parametrize("policy", ["bf16", "fp16"])
