@@ -70,10 +70,10 @@ def main(argv: Sequence[str]) -> int:
             folder = writable_directory(pathlib.Path(FLAGS.work_dir).expanduser().absolute())
         else:
             folder = stack.enter_context(scratch_directory())
-        say(f"{len(plan.steps)} steps, about {plan.expected_s:.0f} s on an H200 that has compiled nothing, best ones first")
         conductor = Conductor(plan, output.absolute(), folder, FLAGS.time_limit_s, FLAGS.quick, say)
         stack.enter_context(Follower(output, say))
         interrupted = end_at_signals(conductor)
+        say(f"{len(plan.steps)} steps, about {plan.expected_s:.0f} s on an H200 that has compiled nothing, best ones first")
         well = conductor.run()
     took_s = time.monotonic() - begun
     remarks = [f"{conductor.done} of {len(plan.steps)} steps in {took_s:.0f} s, of {FLAGS.time_limit_s:.0f} allowed."]
