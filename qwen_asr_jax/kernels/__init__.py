@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 from qwen_asr_jax import runtime
 from qwen_asr_jax.policy import Policy
 
@@ -79,3 +81,11 @@ def describe(policy: Policy) -> str:
     from qwen_asr_jax.kernels import cpu
 
     return f"cpu {cpu.instruction_set()}"
+
+
+def build_failure(library: pathlib.Path) -> str:
+    """What the build left in the place of a library, in one line."""
+    try:
+        return library.with_suffix(".missing").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "the package was not installed, only its sources are here"

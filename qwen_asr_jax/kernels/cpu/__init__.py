@@ -13,7 +13,7 @@ import pathlib
 
 import jax
 
-from qwen_asr_jax import runtime
+from qwen_asr_jax import kernels, runtime
 
 LIBRARY = pathlib.Path(__file__).with_name("libqwen_asr_cpu.so")
 
@@ -60,7 +60,7 @@ class _Unusable(Exception):
 def _load(path: pathlib.Path) -> None:
     """Loads a library, checks that it is ours, and registers its handlers."""
     if not path.exists():
-        raise _Unusable(f"they were not built: {_build_failure(path)}")
+        raise _Unusable(f"they were not built: {kernels.build_failure(path)}")
     try:
         library = ctypes.CDLL(str(path))
         built = library.qwen_asr_abi()
@@ -77,11 +77,3 @@ def _load(path: pathlib.Path) -> None:
     except RuntimeError as e:  # jaxlib's: it takes handlers compiled for its own version or an older one
         said = str(e).splitlines()[0]
         raise _Unusable(f"{path.name} was built for another jaxlib, install the package again ({said})") from e
-
-
-def _build_failure(path: pathlib.Path) -> str:
-    """What the build left instead of the library."""
-    try:
-        return path.with_suffix(".missing").read_text(encoding="utf-8").strip()
-    except OSError:
-        return "the package was not installed, only its sources are here"

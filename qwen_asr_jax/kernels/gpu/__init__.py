@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from qwen_asr_jax import kernels
 from qwen_asr_jax.kernels.gpu import nvrtc
 
 LIBRARY = pathlib.Path(__file__).with_name("libqwen_asr_gpu.so")
@@ -79,7 +80,7 @@ def load_library(path: pathlib.Path) -> ctypes.CDLL:
       Unusable: it is absent, broken or of another version.
     """
     if not path.exists():
-        raise Unusable(f"they were not built: {_build_failure(path)}")
+        raise Unusable(f"they were not built: {kernels.build_failure(path)}")
     try:
         library = ctypes.CDLL(str(path))
         built = library.qwen_asr_cuda_abi()
@@ -121,11 +122,3 @@ def said(reason: bytes | None) -> str | None:
 def integers(numbers: Sequence[int]) -> tuple[Any, int]:
     """Numbers as functions of the library take them."""
     return (ctypes.c_int * len(numbers))(*numbers), len(numbers)
-
-
-def _build_failure(path: pathlib.Path) -> str:
-    """What the build left instead of the library."""
-    try:
-        return path.with_suffix(".missing").read_text(encoding="utf-8").strip()
-    except OSError:
-        return "the package was not installed, only its sources are here"
